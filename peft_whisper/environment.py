@@ -1,0 +1,81 @@
+"""What a run was made with: versions, machine, peak memory. Nothing here names a path."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "jiwer",
+    "soxr",
+    "tokenizers",
+    "safetensors",
+)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of peft_whisper and of the packages that decide its numbers."""
+    from peft_whisper import __version__
+
+    found = {"peft_whisper": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """CPU, cores, threads that torch uses, and the GPU's name and size (None without one)."""
+    import torch
+
+    gpu = None
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        gpu = {"name": card.name, "bytes": card.total_memory, "count": torch.cuda.device_count()}
+    return {"cpu": _cpu(), "cores": cores(), "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> dict[str, Any]:
+    """{"peak_bytes", "peak_kind"}: CUDA's allocator where there is one, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return {
+            "peak_bytes": torch.cuda.max_memory_allocated(),
+            "peak_kind": "CUDA memory allocated, measured",
+        }
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    return {
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_kind": "resident memory of the process, measured",
+    }

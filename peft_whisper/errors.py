@@ -1,0 +1,80 @@
+"""What is said to a user when something stops, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import ClassVar, NoReturn
+
+
+class UserError(Exception):
+    """Something the user can put right: its text is the whole message, without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class RecipeError(UserError):
+    """The recipe or the arguments are wrong."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """The speech or its transcripts are wrong."""
+
+    exit_code = 3
+
+
+class StateError(UserError):
+    """The state is wrong: a checkpoint, a non-finite loss, a merge."""
+
+    exit_code = 4
+
+
+class PublishError(UserError):
+    """Publishing did not work."""
+
+    exit_code = 5
+
+
+class NoRoomError(UserError):
+    """Disk or memory is too small."""
+
+    exit_code = 75
+
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+READER_GONE = 141  # 128 + SIGPIPE
+
+
+def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
+    """Run a command and leave the process with its exit code.
+
+    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130; a reader
+    that closed our stdout (`| head`) is quiet. Any other exception keeps its traceback.
+    """
+    try:
+        code = main(None) or 0
+        sys.stdout.flush()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        if not _stdout_is_closed():
+            raise  # some other pipe broke, for instance a loader process: that is news
+        code = READER_GONE
+    sys.exit(code)
+
+
+def _stdout_is_closed() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The interpreter flushes again on its way out and would complain: give it a sink.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

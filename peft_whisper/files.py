@@ -1,0 +1,55 @@
+"""Every write that must be whole or absent goes through here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def staged_folder(target: Path) -> Iterator[Path]:
+    """Fill the yielded folder; it takes `target`'s place on success and vanishes on failure."""
+    staging = target.with_name(f".staging-{os.getpid()}-{target.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        yield staging
+        for path in staging.rglob("*"):
+            if path.is_file():
+                _fsync(path)
+        if target.exists():
+            old = target.with_name(f".trash-{os.getpid()}-{target.name}")
+            target.rename(old)
+            staging.rename(target)
+            shutil.rmtree(old)
+        else:
+            staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` (UTF-8) in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".staging-{os.getpid()}-{path.name}")
+    staging.write_text(text, encoding="utf-8")
+    _fsync(staging)
+    staging.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _fsync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

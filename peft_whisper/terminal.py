@@ -1,0 +1,61 @@
+"""Progress for people: a live bar in a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+LINE_EVERY_S = 15.0
+
+
+class Task:
+    """A running piece of work; `advance` moves it on and may change the note behind it."""
+
+    def __init__(self, console: Console, title: str, total: int | None, bar: Progress | None):
+        self.console, self.title, self.total, self.bar = console, title, total, bar
+        self.done, self.began, self.said = 0, time.monotonic(), time.monotonic()
+        self.row = bar.add_task(title, total=total, note="") if bar else None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        if self.bar is not None and self.row is not None:
+            self.bar.update(self.row, advance=count, note=note)
+        elif time.monotonic() - self.said >= LINE_EVERY_S:
+            self.said = time.monotonic()
+            self.console.print(f"{self.title} {self._state()}  {note}".rstrip(), highlight=False)
+
+    def _state(self) -> str:
+        if not self.total or not self.done:
+            return str(self.done)
+        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        return f"{self.done}/{self.total}, {int(left // 60)}:{int(left % 60):02d} left"
+
+
+@contextmanager
+def progress(console: Console, title: str, total: int | None = None) -> Iterator[Task]:
+    """Show work of `total` pieces (None: unknown) with its elapsed time and time left."""
+    if not console.is_terminal:
+        yield Task(console, title, total, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Task(console, title, total, bar)
