@@ -1,0 +1,1 @@
+"""The pretrained Whisper, what is trained of it, and its forward pass."""

@@ -1,0 +1,229 @@
+"""What is trained: LoRA on chosen layers through peft, or every weight."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_whisper.errors import RecipeError, StateError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import WhisperForConditionalGeneration
+
+MODULES = {
+    "q": r"(self_attn|encoder_attn)\.q_proj",
+    "k": r"(self_attn|encoder_attn)\.k_proj",
+    "v": r"(self_attn|encoder_attn)\.v_proj",
+    "out": r"(self_attn|encoder_attn)\.out_proj",
+    "fc1": r"fc1",
+    "fc2": r"fc2",
+}
+
+
+def layer_range(choice: str, layers: int, key: str) -> range:
+    """Layers named by `all`, `none`, `top N` (the last N) or `A-B` (counted from 0, both in).
+
+    Raises RecipeError where the model has fewer layers than the choice names.
+    """
+    if choice in ("all", "none"):
+        return range(layers if choice == "all" else 0)
+    if choice.startswith("top "):
+        count = int(choice.removeprefix("top "))
+        chosen = range(layers - count, layers)
+    else:
+        first, last = map(int, choice.split("-"))
+        chosen = range(first, last + 1)
+    if not chosen or chosen[0] < 0 or chosen[-1] >= layers:
+        raise RecipeError(
+            f"{key}: {choice!r} does not fit a model of {layers} layers (0 to {layers - 1})"
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Where LoRA sits and how large it is; made from the recipe and the base's layer counts."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    encoder: range
+    decoder: range
+    modules: tuple[str, ...]
+
+    def pattern(self) -> str:
+        """Regular expression that matches the full names of the adapted linear layers."""
+        kinds = "|".join(MODULES[name] for name in self.modules)
+        parts = [
+            rf"{part}\.layers\.({'|'.join(map(str, layers))})"
+            for part, layers in (("encoder", self.encoder), ("decoder", self.decoder))
+            if layers
+        ]
+        if not parts:
+            raise RecipeError(
+                "adapter: encoder_layers and decoder_layers are both none: nothing would be trained"
+            )
+        return rf"model\.({'|'.join(parts)})\.({kinds})"
+
+
+def attach(model: WhisperForConditionalGeneration, adapter: Adapter) -> PeftModel:
+    """Wrap `model` with freshly initialised LoRA; its trainable weights are fp32.
+
+    task_type stays unset: SEQ_2_SEQ_LM would make peft's forward ask for input_ids (peft#1988).
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.pattern(),
+    )
+    wrapped = get_peft_model(model, config)
+    expected = expected_parameters(model, adapter)
+    found = trainable_count(wrapped)
+    if found != expected:
+        raise StateError(f"LoRA trains {found:,} parameters where {expected:,} were expected")
+    return wrapped
+
+
+def expected_parameters(model: torch.nn.Module, adapter: Adapter) -> int:
+    """rank x (inputs + outputs), summed over the linear layers that the pattern names."""
+    pattern = re.compile(rf"(base_model\.model\.)?{adapter.pattern()}")
+    return sum(
+        adapter.rank * (module.in_features + module.out_features)
+        for name, module in model.named_modules()
+        if pattern.fullmatch(name) and hasattr(module, "in_features")
+    )
+
+
+def train_everything(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """Full fine-tune: every weight trains but the encoder's sinusoids, which are constants."""
+    model.requires_grad_(True)
+    model.model.encoder.embed_positions.requires_grad_(False)
+    return model
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by name, each storage once."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def trainable_count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in trainable(model).values())
+
+
+@contextmanager
+def merged(model: torch.nn.Module) -> Iterator[None]:
+    """Decode with the adapter folded into the base, then put the base back bit for bit.
+
+    Folding and unfolding by arithmetic would leave rounding in the base, so the weights that are
+    touched are kept aside (in host memory) and copied back.
+    """
+    if not hasattr(model, "peft_config"):
+        yield
+        return
+    import torch
+
+    layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    kept = [layer.base_layer.weight.detach().to("cpu", copy=True) for layer in layers]
+    model.merge_adapter()
+    try:
+        yield
+    finally:
+        model.unmerge_adapter()
+        with torch.no_grad():
+            for layer, weight in zip(layers, kept, strict=True):
+                layer.base_layer.weight.copy_(weight)
+
+
+class FirstBackwardCheck:
+    """Proves after the first backward that what trains is what the recipe says, and no more.
+
+    Watches the first adapted layer of encoder and decoder: where a gradient would flow on into
+    frozen layers below it, time and memory are being spent on nothing.
+    """
+
+    def __init__(self, whisper: Any, adapter: Adapter | None):
+        self.walked: set[str] = set()
+        self.hooks: list[Any] = []
+        if adapter is None:  # a full fine-tune has nothing frozen to walk through
+            return
+        encoder, decoder = whisper.model.encoder, whisper.model.decoder
+        if adapter.encoder:
+            self._watch_input(encoder.layers[adapter.encoder[0]], "encoder", adapter.encoder[0])
+            self._watch_input(decoder.layers[0], "decoder", 0)
+        else:
+            self.hooks.append(encoder.layer_norm.register_forward_hook(self._encoder_output))
+            self._watch_input(decoder.layers[adapter.decoder[0]], "decoder", adapter.decoder[0])
+
+    def _watch_input(self, layer: torch.nn.Module, part: str, number: int) -> None:
+        def hook(_module: Any, inputs: tuple) -> None:
+            if inputs[0].requires_grad:
+                self.walked.add(f"{part} below layer {number}")
+
+        self.hooks.append(layer.register_forward_pre_hook(hook))
+
+    def _encoder_output(self, _module: Any, _inputs: tuple, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            self.walked.add("the whole encoder")
+
+    def finish(self, trained: dict[str, torch.nn.Parameter]) -> None:
+        """Raise StateError where a trained tensor got no gradient or a frozen part was walked."""
+        for hook in self.hooks:
+            hook.remove()
+        idle = [name for name, parameter in trained.items() if parameter.grad is None]
+        if idle:
+            shown = ", ".join(idle[:5])
+            raise StateError(
+                f"{len(idle)} trainable tensors got no gradient in the first step: {shown}. "
+                "They would never learn; the adapter does not reach the loss."
+            )
+        if self.walked:
+            raise StateError(
+                f"the backward pass walked frozen layers: {', '.join(sorted(self.walked))}. "
+                "Something below the lowest adapter asks for gradients."
+            )
+
+
+def load_tuned(
+    model: WhisperForConditionalGeneration, fingerprint: str, folder: Path
+) -> PeftModel | WhisperForConditionalGeneration:
+    """Put what a run trained onto its freshly loaded base.
+
+    An adapter folder gives a PeftModel around `model`; the folder of a full fine-tune gives that
+    model, in the dtype of `model`. `fingerprint` is that of the base `model` was loaded from.
+
+    Raises StateError where the folder holds neither, or belongs to another base.
+    """
+    facts = read_facts(folder)
+    trained_on = facts["base"]
+    if trained_on["fingerprint"] != fingerprint:
+        raise StateError(
+            f"{folder} was trained on {trained_on['model']} ({trained_on['fingerprint'][:19]}...), "
+            f"not on this base ({fingerprint[:19]}...). Equal shapes do not make it fit: give the "
+            "base it was trained on."
+        )
+    if facts["method"] == "none":
+        return type(model).from_pretrained(folder, dtype=model.dtype, attn_implementation="sdpa")
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(folder))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read `peft_whisper.json` of a trained folder: its base, fingerprint and method."""
+    path = folder / "peft_whisper.json"
+    if not path.is_file():
+        raise StateError(
+            f"{folder} holds no peft_whisper.json, so which base it belongs to is unknown. Give the "
+            "adapter/ or model/ folder of a finished run."
+        )
+    return json.loads(path.read_text(encoding="utf-8"))

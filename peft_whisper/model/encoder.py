@@ -1,0 +1,65 @@
+"""The stock Whisper, run at the true length of a batch: encoder, and logits where tokens are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import WhisperForConditionalGeneration
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+
+def encode(encoder: WhisperEncoder, mel: Tensor) -> Tensor:
+    """Run the encoder on as many positions as the batch has.
+
+    The stock forward refuses anything but 3,000 frames; this is the same computation with the
+    first `positions` rows of the position table, equal bit for bit in fp32 at 1,500 positions.
+
+    Args:
+        mel: (batch, mels, 2 * positions), positions <= 1500.
+
+    Returns:
+        (batch, positions, d_model).
+    """
+    frames = mel.shape[-1]
+    limit = 2 * encoder.max_source_positions
+    if frames % 2 or not 0 < frames <= limit:
+        raise ValueError(f"the encoder takes an even number of frames up to {limit}, not {frames}")
+    hidden = F.gelu(encoder.conv1(mel))
+    hidden = F.gelu(encoder.conv2(hidden)).permute(0, 2, 1)
+    hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+    for layer in encoder.layers:
+        hidden = layer(hidden, None)
+    return encoder.layer_norm(hidden)
+
+
+def whisper_of(model: WhisperForConditionalGeneration | PeftModel) -> nn.Module:
+    """The WhisperForConditionalGeneration inside a PEFT model, or the model itself."""
+    from peft import PeftModel
+
+    return model.base_model.model if isinstance(model, PeftModel) else model
+
+
+class TokenLogits(nn.Module):
+    """One training forward: log-mel and decoder input in, logits of the real tokens out.
+
+    Logits are computed only at `index` (positions of the flattened decoder output that carry
+    loss), so padding costs no vocabulary product.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration | PeftModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, mel: Tensor, decoder_input_ids: Tensor, index: Tensor) -> Tensor:
+        """(batch, mels, frames), (batch, t), (n,) -> (n, vocabulary)."""
+        whisper = whisper_of(self.model)
+        heard = encode(whisper.model.encoder, mel.to(whisper.model.encoder.conv1.weight.dtype))
+        hidden = whisper.model.decoder(
+            input_ids=decoder_input_ids, encoder_hidden_states=heard, use_cache=False
+        ).last_hidden_state
+        return whisper.proj_out(hidden.flatten(0, 1)[index])
