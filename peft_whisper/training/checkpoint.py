@@ -1,0 +1,75 @@
+"""What a run keeps on disk: a folder per evaluated update, the best one never thrown away."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_whisper.files import staged_folder, write_json
+from peft_whisper.model.base import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+
+    from peft_whisper.model.base import Base
+    from peft_whisper.training.optim import Masters
+
+PROCESSOR_FILES = (  # as transformers of any age writes them; a base has some of these
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "normalizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def folder_of(checkpoints: Path, update: int) -> Path:
+    return checkpoints / f"update-{update:06d}"
+
+
+def save(checkpoints: Path, update: int, model: torch.nn.Module, masters: Masters) -> Path:
+    """Write the trained weights (fp32, safetensors) of one update; whole or not at all.
+
+    An adapter is written in PEFT's own format, a full fine-tune as a transformers model.
+    """
+    target = folder_of(checkpoints, update)
+    with staged_folder(target) as staging, masters.exposed(), quiet_transformers():
+        model.save_pretrained(staging)
+        (staging / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
+    return target
+
+
+def rotate(checkpoints: Path, keep_last: int, best: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the best one."""
+    kept = sorted(checkpoints.glob("update-*"))[-keep_last:] + [folder_of(checkpoints, best)]
+    for folder in checkpoints.glob("update-*"):
+        if folder not in kept:
+            shutil.rmtree(folder)
+
+
+def publish(
+    checkpoints: Path, update: int, target: Path, base: Base, facts: dict[str, Any]
+) -> None:
+    """Copy one checkpoint to `target`, with all that using it elsewhere needs.
+
+    Beside the weights: tokenizer, feature extractor and the base's generation settings, and
+    `peft_whisper.json`: `facts`, the base and its fingerprint.
+    """
+    trained_on = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
+    with staged_folder(target) as staging:
+        shutil.copytree(folder_of(checkpoints, update), staging, dirs_exist_ok=True)
+        copy_processor(base, staging)
+        write_json(staging / "peft_whisper.json", facts | {"base": trained_on})
+
+
+def copy_processor(base: Base, target: Path) -> None:
+    """Copy the base's tokenizer and feature extractor, and its whole generation config."""
+    for name in PROCESSOR_FILES:
+        if (base.folder / name).is_file():
+            shutil.copyfile(base.folder / name, target / name)
+    base.generation_config().save_pretrained(target)

@@ -1,0 +1,101 @@
+"""What goes into a batch: every clip once an epoch, true lengths, exact masks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peft_whisper.data.batches import Context, Layout, collate, pad_waves, plan_epoch
+from peft_whisper.data.labels import LabelRow
+
+CONTEXT = Context(margin=64, jitter=32, minimum=256, full_share=0.12)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "positions"),
+    [(0.1, 256), (3.84, 256), (3.85, 320), (10.0, 576), (28.0, 1472), (28.8, 1500), (30.0, 1500)],
+)
+def test_positions_follow_the_rule(seconds: float, positions: int) -> None:
+    assert CONTEXT.positions(seconds) == positions
+
+
+@given(st.floats(0.01, 30), st.integers(-32, 32))
+def test_speech_is_never_cut(seconds: float, extra: int) -> None:
+    assert CONTEXT.positions(seconds, extra) * 0.02 >= seconds - 1e-9
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    clips=st.integers(1, 200),
+    batch=st.integers(1, 9),
+    accumulation=st.integers(1, 4),
+    processes=st.integers(1, 3),
+    seed=st.integers(0, 9),
+)
+def test_an_epoch_hears_every_clip_once(
+    clips: int, batch: int, accumulation: int, processes: int, seed: int
+) -> None:
+    durations = np.random.default_rng(seed).uniform(0.3, 30, clips).tolist()
+    layout = Layout(batch, accumulation, processes)
+    plan = plan_epoch(durations, layout, CONTEXT, seed, epoch=2)
+    assert len(plan) == layout.updates_per_epoch(clips)
+    heard = [i for update in plan for rank in update for micro in rank for i in micro.clips]
+    assert set(heard) == set(range(clips))
+    assert len(heard) == clips or clips % layout.clips_per_update < processes
+    for update in plan:
+        assert len(update) == processes
+        assert len({len(rank) for rank in update}) == 1  # no process waits for another
+        assert all(0 < len(micro.clips) <= batch for rank in update for micro in rank)
+
+
+def test_the_full_context_share_is_exact() -> None:
+    durations = [1.0] * 1600
+    layout = Layout(16, 1, 1)
+    positions = [
+        update[0][0].positions
+        for epoch in range(5)
+        for update in plan_epoch(durations, layout, CONTEXT, 1, epoch)
+    ]
+    assert positions.count(1500) == 60  # 12 % of 500 updates
+    assert set(positions) == {256, 1500}
+
+
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    durations = np.random.default_rng(0).uniform(0.3, 30, 100).tolist()
+    layout = Layout(4, 2, 1)
+    again = [plan_epoch(durations, layout, CONTEXT, 5, 3) for _ in range(2)]
+    assert again[0] == again[1]
+    assert plan_epoch(durations, layout, CONTEXT, 6, 3) != again[0]
+    assert plan_epoch(durations, layout, CONTEXT, 5, 4) != again[0]
+
+
+def test_lengths_travel_together() -> None:
+    durations = np.random.default_rng(1).uniform(0.5, 30, 512).tolist()
+    plan = plan_epoch(durations, Layout(16, 1, 1), Context(64, 0, 256, 0.0), 1, 0)
+    spent = sum(len(micro.clips) * micro.positions for (steps,) in plan for micro in steps)
+    needed = sum(CONTEXT.positions(seconds) for seconds in durations)
+    print(f"encoder positions spent / needed with length buckets: {spent / needed:.3f}")
+    assert spent < 1.08 * needed
+
+
+def test_real_tokens_are_indexed_and_padding_is_not() -> None:
+    class Named:
+        def __init__(self, name: str):
+            self.id, self.duration_s = name, 1.0
+
+    rows = [LabelRow((5, 6, 7), (6, 7, 9)), LabelRow((5, 9), (9, 9))]
+    batch = collate(torch.zeros(2, 80, 512), rows, pad=9, clips=[Named("a"), Named("b")])
+    assert batch.decoder_input_ids.tolist() == [[5, 6, 7], [5, 9, 9]]
+    assert batch.index.tolist() == [0, 1, 2, 3, 4]
+    assert batch.targets.tolist() == [6, 7, 9, 9, 9]  # end-of-text carries loss, padding none
+    assert batch.clip_ids == ("a", "b")
+    assert batch.audio_s == 2.0
+
+
+def test_waves_are_padded_with_silence() -> None:
+    padded = pad_waves([np.ones(100, np.float32), np.ones(640, np.float32)], positions=2)
+    assert padded.shape == (2, 640)
+    assert padded.sum(dim=1).tolist() == [100.0, 640.0]
