@@ -1,0 +1,139 @@
+"""What must agree between the keys of a recipe, beyond each key's own type and range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Path = tuple[str, ...]
+Contradiction = tuple[Path, str]  # the key to point at, and what is wrong
+
+SPLITS = ("train", "validation", "test")
+KINDS = ("hub", "folder", "manifest", "parquet", "from_train")
+HUB_ONLY = ("config", "split", "revision", "streaming")
+
+
+def contradictions(tree: Mapping[str, Any]) -> list[Contradiction]:
+    """Return every disagreement between the keys given in `tree`.
+
+    `tree` holds only what was written, defaults left out, and may still be wrong in itself (a text
+    where a number is due): such values are passed over here, since their type is reported anyway.
+    """
+    return [*_sources(tree), *_model(tree), *_adapter(tree), *_context(tree), *_training(tree)]
+
+
+def _section(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
+    node: Any = tree
+    for key in path:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node if isinstance(node, Mapping) else {}
+
+
+def _integer(section: Mapping[str, Any], key: str, default: int | None = None) -> int | None:
+    value = section.get(key, default)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _sources(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    data = _section(tree, "data")
+    for split in SPLITS:
+        if not isinstance(data.get(split), Mapping):
+            continue  # missing or of a wrong type: reported by the types
+        path, source = ("data", split), data[split]
+        allowed = KINDS[:-1] if split == "train" else KINDS
+        given = [kind for kind in KINDS if source.get(kind) is not None]
+        if split == "train" and "from_train" in given:
+            yield (*path, "from_train"), "train can't be cut from itself; remove it here"
+            given.remove("from_train")
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            yield path, f"expected exactly one of {', '.join(allowed)}; found {found}"
+        elif given != ["hub"]:
+            useless = HUB_ONLY if given != ["from_train"] else (*HUB_ONLY, "columns")
+            for key in useless:
+                if source.get(key) is not None:
+                    yield (*path, key), f"has no effect beside {given[0]}; remove it"
+
+
+def _model(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    data, model = _section(tree, "data"), _section(tree, "base").get("model")
+    if not isinstance(model, str):
+        return
+    if "://" in model:
+        yield (
+            ("base", "model"),
+            "expected a Hub id or a local folder, found an address; "
+            "write for instance openai/whisper-large-v3",
+        )
+    if model.rstrip("/").endswith(".en"):
+        if data.get("language") not in (None, "en"):
+            yield (
+                ("data", "language"),
+                f"{model} knows English only; write en, or take a model without .en",
+            )
+        if data.get("task") == "translate":
+            yield ("data", "task"), f"{model} can't translate; take a model without .en"
+
+
+def _adapter(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    adapter = _section(tree, "adapter")
+    if adapter.get("method", "lora") == "none":
+        for key in adapter:
+            if key in ("rank", "alpha", "dropout", "encoder_layers", "decoder_layers", "modules"):
+                yield (
+                    ("adapter", key),
+                    f"method: none trains every weight; remove adapter.{key} "
+                    "(override: adapter={method: none})",
+                )
+        return
+    if adapter.get("encoder_layers") == adapter.get("decoder_layers") == "none":
+        yield ("adapter",), "no layer is left to train: encoder_layers and decoder_layers are none"
+    for key in ("encoder_layers", "decoder_layers"):
+        first, dash, last = str(adapter.get(key, "")).partition("-")
+        if dash and first.isdecimal() and last.isdecimal() and int(first) > int(last):
+            yield (
+                ("adapter", key),
+                f"expected first-last, counted from 0; found {first}-{last}: "
+                f"did you mean {last}-{first}?",
+            )
+
+
+def _context(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    context = _section(tree, "context")
+    margin = _integer(context, "margin_positions", 64)
+    jitter = _integer(context, "jitter_positions", 32)
+    if margin is not None and jitter is not None and jitter > margin:
+        key = "jitter_positions" if "jitter_positions" in context else "margin_positions"
+        yield (
+            ("context", key),
+            f"jitter_positions ({jitter}) must not exceed margin_positions ({margin}), "
+            "or the end of the speech would be cut off",
+        )
+
+
+def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    training = _section(tree, "training")
+    given = [key for key in ("updates", "epochs") if training.get(key) is not None]
+    if training and len(given) != 1:
+        found = " and ".join(given) or "neither"
+        yield ("training",), f"expected exactly one of updates, epochs; found {found}"
+    updates, warmup = _integer(training, "updates"), _integer(training, "warmup", 0)
+    if updates is not None and warmup is not None and 0 < updates <= warmup:
+        yield (
+            ("training", "warmup" if "warmup" in training else "updates"),
+            f"warmup ({warmup}) must be less than updates ({updates}), "
+            "or the learning rate never arrives",
+        )
+    if _section(tree, "base").get("dtype") == "bfloat16":
+        if training.get("precision", "fp32") == "fp32":
+            yield (
+                ("base", "dtype"),
+                "bfloat16 weights have lost the digits that training.precision fp32 computes "
+                "with; write training.precision: bf16, or base.dtype: float32",
+            )
+        if _section(tree, "adapter").get("method") == "none":
+            yield (
+                ("base", "dtype"),
+                "with adapter.method none the weights themselves are trained, and rounding to "
+                "bfloat16 loses most of their small updates; write float32",
+            )

@@ -1,0 +1,225 @@
+"""YAML text and overrides -> one validated Recipe, or every mistake in them at once.
+
+Scalars follow YAML 1.2's core schema where PyYAML follows 1.1: `1e-5` is a number, `no` is
+Norwegian, `010` is ten. Anchors, aliases and tags are refused: a recipe is plain data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peft_whisper.errors import RecipeError
+from peft_whisper.recipe import Recipe, settings
+from peft_whisper.recipe_problems import Problem, problems_of
+from peft_whisper.recipe_rules import HUB_ONLY, KINDS, SPLITS
+
+LARGEST_BYTES = 1_000_000  # a recipe is a page of text
+KeyPath = tuple[str, ...]
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves every plain scalar a text; `scalar` below decides what it is."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `scalar` would read as something else."""
+
+
+def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if isinstance(scalar(text), str) else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _write_text)
+
+
+@dataclass
+class _Draft:
+    """A recipe being read: its tree, where each key was written, and what was wrong."""
+
+    tree: dict[str, Any] = field(default_factory=dict)
+    origins: dict[KeyPath, tuple[int, str]] = field(default_factory=dict)  # order, "file:line"
+    problems: list[Problem] = field(default_factory=list)
+
+    def origin(self, path: KeyPath) -> tuple[int, str]:
+        """Where the key stands, or else the nearest section around it."""
+        while path not in self.origins:
+            path = path[:-1]
+        return self.origins[path]
+
+    def report(self, path: KeyPath, what: str, at: tuple[int, str] | None = None) -> None:
+        order, where = at or self.origin(path)
+        self.problems.append(Problem(order, where, ".".join(path), what))
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply overrides (`key.sub=value`), validate.
+
+    An override of one member of a choice (updates or epochs; hub, folder, manifest, parquet or
+    from_train; adapter.method=none) takes the place of the file's other members.
+
+    Raises RecipeError with every problem found, each with file and line and what was expected.
+    """
+    path = Path(path)
+    draft = _Draft(origins={(): (1, f"{path}:1")})
+    root = _compose(_read(path), str(path), draft)
+    if root is not None:
+        draft.tree = _section(root, (), draft, str(path))
+    for number, override in enumerate(overrides):
+        _override(override, LARGEST_BYTES + number, draft)
+    draft.tree.setdefault("name", _name_of(path))
+    recipe, problems = problems_of(draft.tree)
+    for key, what in problems:
+        draft.report(key, what)
+    if draft.problems or recipe is None:
+        raise RecipeError(_listed(path, draft.problems))
+    return recipe
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """Write the resolved recipe as YAML that `load_recipe` reads back to the same recipe."""
+    return yaml.dump(settings(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise RecipeError(f"{path}: {path.stat().st_size:,} bytes is no recipe")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise RecipeError(
+            f"{path}: {reason}. `peft-whisper recipes` lists the recipes that ship."
+        ) from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from error
+
+
+def _compose(text: str, source: str, draft: _Draft) -> yaml.Node | None:
+    """YAML text -> nodes, which know their lines; a problem and None where it is no YAML."""
+    try:
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                mark = event.start_mark.line + 1
+                draft.report(
+                    (), "anchors (&) and aliases (*) are refused", (mark, f"{source}:{mark}")
+                )
+                return None
+        return yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        draft.report((), f"not YAML: {error.problem or error.context}", (line, f"{source}:{line}"))
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        draft.report((), f"not YAML: {said.splitlines()[0]}", (1, f"{source}:1"))
+    return None
+
+
+def _section(node: yaml.Node, path: KeyPath, draft: _Draft, source: str) -> dict[str, Any]:
+    """A mapping node's values by key; what is wrong in it is reported and left out."""
+    if not isinstance(node, yaml.MappingNode):
+        draft.report(path, f"expected keys and values, found {_plain(node)!r}")
+        return {}
+    found: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        here = (line, f"{source}:{line}")
+        key = key_node.value
+        if not isinstance(key_node, yaml.ScalarNode):
+            draft.report(path, "a key must be a word", here)
+        elif key in found:
+            first = draft.origins[(*path, key)][0]
+            draft.report((*path, key), f"is given twice; first in line {first}", here)
+        else:
+            draft.origins[(*path, key)] = here
+            found[key] = _value(value_node, (*path, key), draft, source)
+    return found
+
+
+def _value(node: yaml.Node, path: KeyPath, draft: _Draft, source: str) -> Any:
+    if node.tag not in _PLAIN_TAGS and node.tag != "!":
+        draft.report(path, f"tags are refused, found {node.tag}")
+    if isinstance(node, yaml.MappingNode):
+        return _section(node, path, draft, source)
+    return _plain(node)
+
+
+def _plain(node: yaml.Node) -> Any:
+    if isinstance(node, yaml.ScalarNode):
+        return scalar(node.value) if node.style is None else node.value
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item) for item in node.value]
+    return {str(key.value): _plain(value) for key, value in node.value}
+
+
+def scalar(text: str) -> Any:
+    """Read a plain (unquoted) scalar by YAML 1.2's core schema."""
+    if text.lower() in _WORDS and text in (text.lower(), text.title(), text.upper()):
+        return _WORDS[text.lower()]
+    if _INTEGER.fullmatch(text) and len(text) < 100:
+        return int(text)
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def _override(text: str, order: int, draft: _Draft) -> None:
+    """Apply one `key.sub=value` to the draft."""
+    here = (order, f"override {text!r}")
+    dotted, equals, value = text.partition("=")
+    path = tuple(dotted.strip().split("."))
+    if not equals or not all(path):
+        draft.report((), "expected key.sub=value", here)
+        return
+    node = _compose(value, f"override {text!r}", draft) if value.strip() else None
+    if node is None and value.strip():
+        return
+    section = draft.tree
+    for key in path[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            draft.report(path, f"{key} holds a value, not a section", here)
+            return
+    draft.origins[path] = here
+    section[path[-1]] = None if node is None else _value(node, path, draft, f"override {text!r}")
+    for rival in _displaced(path, section[path[-1]]):
+        section.pop(rival, None)
+
+
+def _displaced(path: KeyPath, value: Any) -> Iterator[str]:
+    """Keys beside `path` that can't stand together with its new value."""
+    if path in (("training", "updates"), ("training", "epochs")):
+        yield "epochs" if path[-1] == "updates" else "updates"
+    elif len(path) == 3 and path[0] == "data" and path[1] in SPLITS and path[2] in KINDS:
+        yield from (kind for kind in KINDS if kind != path[2])
+        yield from HUB_ONLY if path[2] != "hub" else ()
+        yield from ("columns",) if path[2] == "from_train" else ()
+    elif path == ("adapter", "method") and value == "none":
+        yield from ("rank", "alpha", "dropout", "encoder_layers", "decoder_layers", "modules")
+
+
+def _name_of(path: Path) -> str:
+    """The file's stem as a run's name."""
+    name = re.sub(r"[^a-z0-9_-]+", "_", path.stem.lower()).lstrip("_-")
+    return name[:64] or "recipe"
+
+
+def _listed(path: Path, problems: Sequence[Problem]) -> str:
+    count = f"{len(problems)} problem" + "s" * (len(problems) != 1)
+    lines = [str(problem) for problem in sorted(problems)]
+    return "\n".join([f"{path}: {count}", *lines])
