@@ -49,9 +49,9 @@ class Labels:
 
     def _id(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)
-        if found is None or self.tokenizer.convert_ids_to_tokens(found) != token:
+        if not isinstance(found, int) or self.tokenizer.convert_ids_to_tokens(found) != token:
             raise ValueError(f"the tokenizer has no token {token}; is it a Whisper tokenizer?")
-        return int(found)
+        return found
 
     def prefix(self, language: str | None, *, timestamps: bool = False) -> list[int]:
         """The forced tokens of a row, from start-of-transcript to where the text begins.

@@ -1,0 +1,1 @@
+"""Speech and its transcripts: from files, tables and the Hub to the tensors of a batch."""
