@@ -44,7 +44,7 @@ def test_an_epoch_hears_every_clip_once(
     assert len(plan) == layout.updates_per_epoch(clips)
     heard = [i for update in plan for rank in update for micro in rank for i in micro.clips]
     assert set(heard) == set(range(clips))
-    assert len(heard) == clips or clips % layout.clips_per_update < processes
+    assert clips <= len(heard) < clips + processes  # repeats: so that no process goes without
     for update in plan:
         assert len(update) == processes
         assert len({len(rank) for rank in update}) == 1  # no process waits for another

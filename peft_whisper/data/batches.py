@@ -74,8 +74,8 @@ def plan_epoch(
 
     Each clip is heard once. Clips that need the same context travel together (the sort is stable,
     so within a context their order stays random), and the order of updates is random; all of it is
-    a function of seed and epoch alone. The last update may be smaller. It repeats
-    clips only where there are fewer of them than processes.
+    a function of seed and epoch alone. The last update may be smaller; it repeats
+    clips only where each process would not have one for each of its micro-steps.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(durations))
@@ -104,10 +104,10 @@ def _deal(
     extra: int,
 ) -> list[Update]:
     """Deal one update's clips, shortest first, into micro-steps x processes of even size."""
-    while len(group) < layout.processes:
-        group = group + group[: layout.processes - len(group)]
     steps = -(-len(group) // (layout.batch * layout.processes))
-    parts = [part.tolist() for part in np.array_split(group, steps * layout.processes)]
+    count = steps * layout.processes
+    filled = np.resize(group, max(len(group), count))  # repeats clips where there are too few
+    parts = [part.tolist() for part in np.array_split(filled, count)]
     micro = [
         MicroBatch(tuple(part), context.positions(max(durations[i] for i in part), extra))
         for part in parts
