@@ -121,7 +121,7 @@ def trainable_count(model: torch.nn.Module) -> int:
 
 
 @contextmanager
-def merged(model: torch.nn.Module) -> Iterator[None]:
+def merged(model: Any) -> Iterator[None]:
     """Decode with the adapter folded into the base, then put the base back bit for bit.
 
     Folding and unfolding by arithmetic would leave rounding in the base, so the weights that are
@@ -223,7 +223,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     path = folder / "peft_whisper.json"
     if not path.is_file():
         raise StateError(
-            f"{folder} holds no peft_whisper.json, so which base it belongs to is unknown. Give the "
-            "adapter/ or model/ folder of a finished run."
+            f"{folder} holds no peft_whisper.json, so which base it belongs to is unknown. Give "
+            "the adapter/ or model/ folder of a finished run."
         )
     return json.loads(path.read_text(encoding="utf-8"))

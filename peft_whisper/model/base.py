@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     )
 
 # What a base needs; the pickled and the other frameworks' weights stay on the Hub.
-HUB_FILES = ["*.json", "merges.txt", "model.safetensors", "model-0*.safetensors"]
+SMALL_FILES = ["*.json", "merges.txt"]
+WEIGHT_FILES = ["model.safetensors", "model-0*.safetensors"]
 PRETRAINING_NOISE = (
     "dropout",
     "attention_dropout",
@@ -37,7 +39,30 @@ class Base:
     name: str  # as the recipe names it
     revision: str | None  # commit on the Hub; None for a local folder
     folder: Path
-    fingerprint: str  # "sha256:..." over the weight files
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """ "sha256:..." over the weight files' bytes, in the order of their names.
+
+        It ties an adapter to the base it was trained on: other Whispers have the same shapes.
+        """
+        digest = hashlib.sha256()
+        for path in self.weights():
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        return f"sha256:{digest.hexdigest()}"
+
+    def weights(self) -> list[Path]:
+        """The weight files; raises RecipeError where there are none."""
+        found = sorted(self.folder.glob("model*.safetensors"))
+        if not found:
+            raise RecipeError(
+                f"base.model: {self.name} holds no model.safetensors. Weights are read from "
+                "safetensors only; convert the model with `save_pretrained` of a recent "
+                "transformers."
+            )
+        return found
 
     def config(self) -> WhisperConfig:
         """The model's sizes; raises RecipeError where this is no Whisper."""
@@ -112,37 +137,34 @@ def quiet_transformers() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def find_base(name: str, revision: str | None = None) -> Base:
+def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
     """Resolve a Hub id or a local folder to a `Base`; downloads what is missing from the Hub.
 
+    Without `weights` only configuration and tokenizer are fetched, for looking at data.
     Raises RecipeError where there is no such model, or it has no safetensors weights.
     """
     local = Path(name)
     if local.is_dir():
-        folder, commit = local, None
+        found = Base(name, None, local)
     elif local.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         made_by_demo = ".demo" in local.parts
         hint = "; `python -m peft_whisper.demo` makes it" if made_by_demo else ""
         raise RecipeError(f"base.model: {name} is not a folder{hint}")
     else:
-        folder = _download(name, revision)
-        commit = folder.name
-    weights = sorted(folder.glob("model*.safetensors"))
-    if not weights:
-        raise RecipeError(
-            f"base.model: {name} holds no model.safetensors. Weights are read from safetensors "
-            "only; convert the model with `save_pretrained` of a recent transformers."
-        )
-    return Base(name, commit, folder, fingerprint(weights))
+        folder = _download(name, revision, SMALL_FILES + WEIGHT_FILES * weights)
+        found = Base(name, folder.name, folder)
+    if weights:
+        found.weights()
+    return found
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     at = f"base.model: {name}" + (f" at revision {revision}" if revision else "")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except HFValidationError as error:
         raise RecipeError(
             f"{at} is neither a folder here nor a Hub id (owner/name): {error}"
@@ -157,16 +179,3 @@ def _download(name: str, revision: str | None) -> Path:
             f"{at} could not be downloaded: {str(error).splitlines()[0]} "
             "(a gated model needs `hf auth login`)."
         ) from error
-
-
-def fingerprint(weights: list[Path]) -> str:
-    """SHA-256 over the weight files' bytes, in the order of their names.
-
-    It ties an adapter to the base it was trained on: other Whispers have the same shapes.
-    """
-    digest = hashlib.sha256()
-    for path in weights:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return f"sha256:{digest.hexdigest()}"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import WhisperForConditionalGeneration
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -37,11 +36,12 @@ def encode(encoder: WhisperEncoder, mel: Tensor) -> Tensor:
     return encoder.layer_norm(hidden)
 
 
-def whisper_of(model: WhisperForConditionalGeneration | PeftModel) -> nn.Module:
+def whisper_of(model: nn.Module) -> WhisperForConditionalGeneration:
     """The WhisperForConditionalGeneration inside a PEFT model, or the model itself."""
     from peft import PeftModel
 
-    return model.base_model.model if isinstance(model, PeftModel) else model
+    inside: Any = model.base_model.model if isinstance(model, PeftModel) else model
+    return inside
 
 
 class TokenLogits(nn.Module):
@@ -51,7 +51,7 @@ class TokenLogits(nn.Module):
     loss), so padding costs no vocabulary product.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration | PeftModel):
+    def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 

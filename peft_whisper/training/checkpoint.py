@@ -10,7 +10,8 @@ from peft_whisper.files import staged_folder, write_json
 from peft_whisper.model.base import quiet_transformers
 
 if TYPE_CHECKING:
-    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
     from peft_whisper.model.base import Base
     from peft_whisper.training.optim import Masters
@@ -32,14 +33,19 @@ def folder_of(checkpoints: Path, update: int) -> Path:
     return checkpoints / f"update-{update:06d}"
 
 
-def save(checkpoints: Path, update: int, model: torch.nn.Module, masters: Masters) -> Path:
+def save(
+    checkpoints: Path,
+    update: int,
+    model: PreTrainedModel | PeftModel,
+    masters: Masters,
+) -> Path:
     """Write the trained weights (fp32, safetensors) of one update; whole or not at all.
 
     An adapter is written in PEFT's own format, a full fine-tune as a transformers model.
     """
     target = folder_of(checkpoints, update)
     with staged_folder(target) as staging, masters.exposed(), quiet_transformers():
-        model.save_pretrained(staging)
+        model.save_pretrained(str(staging))
         (staging / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
     return target
 

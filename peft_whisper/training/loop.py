@@ -63,8 +63,8 @@ def stream_updates(course: Course, rank: int) -> Iterator[list[Batch]]:
             seed=course.seed,
             epoch=epoch,
         )
-        loader = DataLoader(
-            dataset,
+        loader: DataLoader[Batch] = DataLoader(
+            dataset,  # type: ignore[arg-type]  # map-style by its methods, without inheriting
             batch_size=None,
             num_workers=course.data.workers,
             pin_memory=torch.cuda.is_available(),
