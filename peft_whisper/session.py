@@ -1,0 +1,222 @@
+"""What the commands share: a recipe opened on its base and speech, and a run scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_whisper.errors import RecipeError
+from peft_whisper.files import write_json, write_jsonl
+from peft_whisper.recipe import MODULES, Recipe
+from peft_whisper.terminal import progress
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from rich.console import Console
+
+    from peft_whisper.data.audit import Clip
+    from peft_whisper.data.batches import Context
+    from peft_whisper.data.labels import Labels
+    from peft_whisper.data.splits import Splits
+    from peft_whisper.model.adapters import Adapter
+    from peft_whisper.model.base import Base
+    from peft_whisper.scoring.decode import Decoder
+
+Transcripts = dict[str, dict[str, str]]  # system -> clip id -> text
+
+
+@dataclass(frozen=True)
+class Session:
+    """A recipe whose base has been found and whose speech has been audited."""
+
+    recipe: Recipe
+    base: Base
+    labels: Labels
+    n_mels: int
+    splits: Splits
+
+    @property
+    def context(self) -> Context:
+        """The rule for the encoder's input length."""
+        from peft_whisper.data.batches import Context
+
+        rule = self.recipe.context
+        return Context(
+            rule.margin_positions, rule.jitter_positions, rule.minimum_positions, rule.full_share
+        )
+
+    def adapter(self) -> Adapter | None:
+        """Where LoRA goes on this base; None for a full fine-tune."""
+        from peft_whisper.model.adapters import Adapter, layer_range
+
+        chosen, sizes = self.recipe.adapter, self.base.config()
+        if chosen.method == "none":
+            return None
+        return Adapter(
+            rank=chosen.rank,
+            alpha=chosen.alpha,
+            dropout=chosen.dropout,
+            encoder=layer_range(
+                chosen.encoder_layers, sizes.encoder_layers, "adapter.encoder_layers"
+            ),
+            decoder=layer_range(
+                chosen.decoder_layers, sizes.decoder_layers, "adapter.decoder_layers"
+            ),
+            modules=MODULES if chosen.modules == "all" else chosen.modules,
+        )
+
+    def decoder(self, model: torch.nn.Module) -> Decoder:
+        """The one way this run decodes, in validation as in the final test."""
+        from peft_whisper.model.encoder import whisper_of
+        from peft_whisper.scoring.decode import Decoder
+
+        recipe = self.recipe
+        return Decoder(
+            whisper=whisper_of(model),
+            labels=self.labels,
+            generation=self.base.generation_config(),
+            n_mels=self.n_mels,
+            channel=recipe.data.channel,
+            batch=recipe.evaluation.batch,
+            max_tokens=recipe.evaluation.max_tokens,
+            autocast=recipe.training.precision == "bf16" and recipe.base.dtype == "float32",
+        )
+
+    def test_wave(self, clip_id: str) -> np.ndarray:
+        """A test clip's sound for the report; raises KeyError where there is no such clip."""
+        from peft_whisper.data.audio import load_wave
+
+        clips = {clip.id: clip for clip in self.splits.test}
+        return load_wave(clips[clip_id].audio, self.recipe.data.channel)
+
+
+def open_base(recipe: Recipe, weights: bool) -> tuple[Base, Labels, int]:
+    """Find the base; return it with its label builder and its number of mel bands."""
+    from peft_whisper.data.labels import Labels
+    from peft_whisper.model.base import find_base
+
+    base = find_base(recipe.base.model, recipe.base.revision, weights=weights)
+    config = base.config()
+    labels = Labels(base.tokenizer(), config.vocab_size, recipe.data.task)
+    if labels.multilingual and recipe.data.language is None:
+        raise RecipeError(
+            f"data.language: {recipe.base.model} is multilingual and its labels name the language "
+            "of each clip; write the language of the speech, for instance data.language=en"
+        )
+    return base, labels, config.num_mel_bins
+
+
+def open_session(recipe: Recipe, console: Console, *, weights: bool = True) -> Session:
+    """Find the base, then read and audit every clip of the three splits.
+
+    Without `weights` the base's tokenizer and sizes are enough: nothing large is downloaded.
+    """
+    from peft_whisper.data.splits import open_splits
+
+    base, labels, n_mels = open_base(recipe, weights)
+    splits = open_splits(recipe.data, labels.count, quiet=console.quiet)
+    return Session(recipe, base, labels, n_mels, splits)
+
+
+def check_splits(session: Session, folder: Path, console: Console) -> None:
+    """Write rejected.jsonl into `folder`, then refuse leaks and bad clips, and say what is odd."""
+    from peft_whisper.data.audit import write_rejected
+    from peft_whisper.data.splits import refuse_leaks_and_rejects
+
+    rejected = folder / "rejected.jsonl"
+    write_rejected(rejected, session.splits.rejected)
+    refuse_leaks_and_rejects(session.splits, session.recipe.data, str(rejected))
+    for note in session.splits.notes():
+        console.print(f"note: {note}", style="yellow", markup=False)
+
+
+def data_facts(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What environment.json records of a split."""
+    from peft_whisper.data.audit import data_fingerprint, hours
+
+    return {
+        "clips": len(clips),
+        "hours": round(hours(clips), 4),
+        "fingerprint": data_fingerprint(clips),
+    }
+
+
+def transcripts(session: Session, tuned: Path, device: str, console: Console) -> Transcripts:
+    """Decode the test split with the base and with what `tuned` holds, trimmed and at full 30 s.
+
+    Both are read from disk, so that what is scored is what a user would load.
+    """
+    from peft_whisper.model.adapters import load_tuned, merged
+
+    clips = session.splits.test
+    base: Any = session.base.load(session.recipe.base.dtype)
+    base.to(device)
+    texts: Transcripts = {}
+    with progress(console, "decoding the test split", 4 * len(clips)) as task:
+
+        def decode(name: str, model: torch.nn.Module) -> None:
+            decoder = session.decoder(model)
+            for system, context in ((name, session.context), (f"{name}_full_context", None)):
+                texts[system] = decoder.transcribe(clips, context, task.advance)
+
+        decode("base", base)
+        model: Any = load_tuned(base, session.base.fingerprint, tuned)
+        model.to(device).eval()
+        with merged(model):
+            decode("tuned", model)
+    return texts
+
+
+def write_scores(
+    run: Path, session: Session, texts: Transcripts, training: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Count errors; write predictions.jsonl and metrics.json into `run`; return the metrics."""
+    from peft_whisper.scoring.metrics import difference, measure, summarize
+    from peft_whisper.scoring.normalize import normalizer
+
+    rules, seed = session.recipe.evaluation, session.recipe.seed
+    clean = normalizer(rules.normalizer)
+    clips = session.splits.test
+    counted = {
+        system: [measure(clip.text, heard[clip.id], clean) for clip in clips]
+        for system, heard in texts.items()
+    }
+    rows = [
+        {"id": clip.id, "reference": clip.text, "duration_s": round(clip.duration_s, 3)}
+        | {system: heard[clip.id] for system, heard in texts.items()}
+        | _counts({system: counted[system][number] for system in texts})
+        for number, clip in enumerate(clips)
+    ]
+    metrics: dict[str, Any] = {
+        system: summarize(utterances, rules.normalizer, rules.bootstrap, seed).as_dict()
+        for system, utterances in counted.items()
+    }
+    metrics["difference"] = difference(counted["base"], counted["tuned"], rules.bootstrap, seed)
+    if training is not None:
+        metrics["training"] = training
+    write_jsonl(run / "predictions.jsonl", rows)
+    write_json(run / "metrics.json", metrics)
+    return metrics
+
+
+def _counts(utterances: dict[str, Any]) -> dict[str, Any]:
+    names = ("words", "substitutions", "deletions", "insertions")
+    return {
+        "counts": {
+            system: {name: getattr(one, name) for name in names}
+            for system, one in utterances.items()
+        },
+        "flags": {system: list(one.flags) for system, one in utterances.items()},
+    }
+
+
+def write_pages(run: Path, wave_of: Callable[[str], np.ndarray], normalizer: str) -> None:
+    """Make report.html and the card README.md from what the run's folder records."""
+    from peft_whisper.scoring.card import write_card
+    from peft_whisper.scoring.report import write_report
+
+    write_report(run, wave_of, normalizer)
+    write_card(run)

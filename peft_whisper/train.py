@@ -1,0 +1,308 @@
+"""Fine-tune Whisper as a recipe says: audit, train, choose the best, score it, report.
+
+accelerate launch -m peft_whisper.train recipes/lora_a10.yaml [key.sub=value ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from peft_whisper.environment import cores, machine, peak_memory, versions
+from peft_whisper.errors import NoRoomError, StateError, run
+from peft_whisper.files import write_json, write_text
+from peft_whisper.recipe import Recipe
+from peft_whisper.recipe_yaml import dump_recipe, load_recipe
+from peft_whisper.session import (
+    Session,
+    check_splits,
+    data_facts,
+    open_session,
+    transcripts,
+    write_pages,
+    write_scores,
+)
+from peft_whisper.terminal import Task, progress
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+
+    from peft_whisper.training.loop import Course, Result, Updater
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="peft_whisper.train",
+        description="Fine-tune Whisper as a recipe says. Every clip is checked first; the best "
+        "checkpoint is chosen by decoding the validation split; base and tuned model are then "
+        "scored on the test split.",
+        epilog="The run is written to outputs/<recipe name>/: start with its report.html. "
+        "Overrides change single keys, for instance: training.epochs=2 data.test.limit=50",
+    )
+    made.add_argument("recipe", help="a recipe file; `peft-whisper recipes` lists those that ship")
+    made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the recipe")
+    made.add_argument(
+        "--fresh", action="store_true", help="start over; an earlier run is moved aside, not lost"
+    )
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = parser().parse_intermixed_args(argv)
+    recipe = load_recipe(args.recipe, args.overrides)
+    folder = Path(recipe.output) / recipe.name
+    if os.environ.get("RANK", "0") == "0":
+        claim(folder, args.fresh)
+    console = Console(stderr=False, highlight=False)
+    accelerator = start_accelerator()
+    console.quiet = not accelerator.is_main_process
+    console.print(f"[bold]{recipe.name}[/]: {recipe.base.model} -> {folder}")
+    session = open_everywhere(recipe, folder, accelerator, console)
+    result, tuned = train(session, folder, accelerator, console)
+    if accelerator.is_main_process:
+        finish(session, folder, tuned, result, accelerator.device, console)
+    accelerator.end_training()
+    return 0
+
+
+def claim(folder: Path, fresh: bool) -> None:
+    """Make `folder`; an earlier run there is kept: moved aside with `fresh`, else refused."""
+    if folder.exists() and any(folder.iterdir()):
+        if not fresh:
+            done = "a finished" if (folder / "metrics.json").exists() else "an unfinished"
+            raise StateError(
+                f"{folder} holds {done} run. Add --fresh to start over (the old one is moved "
+                "aside), or name=another to keep both."
+            )
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def start_accelerator() -> Accelerator:
+    """One process per device; on a CPU torch gets the cores that `accelerate launch` withholds."""
+    import torch
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision="no")  # precision is the recipe's
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` sets OMP_NUM_THREADS=1, which would halve the speed of two cores.
+        torch.set_num_threads(max(1, cores() // accelerator.num_processes))
+    return accelerator
+
+
+def open_everywhere(
+    recipe: Recipe, folder: Path, accelerator: Accelerator, console: Console
+) -> Session:
+    """Audit in the main process and hand the result to the others; refuse what may not train."""
+    from accelerate.utils import broadcast_object_list
+
+    box: list[Any] = [None]
+    if accelerator.is_main_process:
+        write_text(folder / "recipe.yaml", dump_recipe(recipe))
+        box = [open_session(recipe, console)]
+        check_splits(box[0], folder, console)
+    broadcast_object_list(box)
+    return box[0]
+
+
+def train(
+    session: Session, folder: Path, accelerator: Accelerator, console: Console
+) -> tuple[Result, Path]:
+    """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went."""
+    import torch
+
+    from peft_whisper.training import checkpoint
+    from peft_whisper.training.loop import fit
+
+    recipe = session.recipe
+    course = make_course(session, accelerator.num_processes)
+    updater, model = make_updater(session, accelerator)
+    record_start(session, folder, model, console if accelerator.is_main_process else None)
+    checkpoints = folder / "checkpoints"
+
+    def keep(update: int, best: int) -> None:
+        if accelerator.is_main_process:
+            checkpoint.save(checkpoints, update, model, updater.masters)
+            checkpoint.rotate(checkpoints, recipe.checkpoints.keep_last, best)
+        accelerator.wait_for_everyone()
+
+    with progress(console, "training", course.updates) as task:
+        log = RunLog(folder / "log.jsonl", task, console, accelerator.is_main_process)
+        try:
+            result = fit(
+                updater,
+                course,
+                recipe.evaluation,
+                lambda: validate(session, model, accelerator),
+                keep,
+                log,
+            )
+        except torch.OutOfMemoryError as error:
+            raise NoRoomError(
+                f"the card's memory is too small: {str(error).splitlines()[0]} Lower "
+                "training.batch and raise training.accumulation by as much, or set "
+                "training.gradient_checkpointing=true."
+            ) from error
+    method = recipe.adapter.method
+    target = folder / ("model" if method == "none" else "adapter")
+    if accelerator.is_main_process:
+        facts = {"method": method, "update": result.best.update}
+        checkpoint.publish(checkpoints, result.best.update, target, session.base, facts)
+    model.to("cpu")  # the final test loads from disk and wants the card's memory
+    return result, target
+
+
+def make_course(session: Session, processes: int) -> Course:
+    """Lay out the run: which clips, in which batches, how many updates."""
+    from peft_whisper.data.batches import Layout
+    from peft_whisper.training.loop import Course, updates_of
+
+    recipe = session.recipe
+    layout = Layout(recipe.training.batch, recipe.training.accumulation, processes)
+    return Course(
+        clips=session.splits.train,
+        labels=session.labels,
+        n_mels=session.n_mels,
+        context=session.context,
+        data=recipe.data,
+        layout=layout,
+        updates=updates_of(recipe.training, layout, len(session.splits.train)),
+        seed=recipe.seed,
+    )
+
+
+def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, Any]:
+    """Load the base, attach what is trained, and build the optimizer around it."""
+    import torch
+
+    from peft_whisper.model.adapters import FirstBackwardCheck, attach, train_everything
+    from peft_whisper.training.loop import Updater
+
+    recipe, adapter = session.recipe, session.adapter()
+    whisper: Any = session.base.load(recipe.base.dtype)
+    whisper.to(accelerator.device)
+    torch.manual_seed(recipe.seed)  # LoRA's A matrices are random
+    model = train_everything(whisper) if adapter is None else attach(whisper, adapter)
+    if recipe.training.gradient_checkpointing:
+        # After attaching: enabled before, peft would make conv1's output ask for gradients.
+        whisper.activation_checkpointing_enable({"use_reentrant": False})
+    check = FirstBackwardCheck(whisper, adapter)
+    return Updater(accelerator, model, recipe.training, check), model
+
+
+def validate(session: Session, model: Any, accelerator: Accelerator) -> dict[str, Any]:
+    """Decode the validation split as the test will be decoded; rates, loops and empties."""
+    from accelerate.utils import gather_object
+
+    from peft_whisper.model.adapters import merged
+    from peft_whisper.scoring.metrics import measure, summarize
+    from peft_whisper.scoring.normalize import normalizer
+
+    began = time.perf_counter()
+    rank, world = accelerator.process_index, accelerator.num_processes
+    clips = sorted(session.splits.validation, key=lambda clip: clip.duration_s)
+    model.eval()
+    with merged(model):
+        heard = session.decoder(model).transcribe(clips[rank::world], session.context)
+    texts = dict(gather_object(list(heard.items())))
+    rules = session.recipe.evaluation
+    clean = normalizer(rules.normalizer)
+    utterances = [measure(clip.text, texts[clip.id], clean) for clip in clips]
+    score = summarize(utterances, rules.normalizer, 0, session.recipe.seed)
+    names = ("wer", "mer", "cer", "loops", "empties")
+    return {name: getattr(score, name) for name in names} | {"seconds": time.perf_counter() - began}
+
+
+class RunLog:
+    """Every event of a run: a line in log.jsonl, and what a person wants of it on the terminal."""
+
+    def __init__(self, path: Path, task: Task, console: Console, active: bool):
+        self.path, self.task, self.console, self.active = path, task, console, active
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Append `row` and tell the terminal."""
+        if not self.active:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if row["event"] == "train":
+            speed = f"{row['audio_s_per_s']:.0f} s of audio/s"
+            self.task.advance(1, f"loss {row['loss']:.3f}  {speed}")
+        elif row["event"] == "validation":
+            self.console.print(
+                f"  update {row['update']:>5}  validation  WER {row['wer']:7.1%}  "
+                f"MER {row['mer']:6.1%}  CER {row['cer']:7.1%}  loops {row['loops']}  "
+                f"empty {row['empties']}  {'best so far' if row['best'] else ''}"
+            )
+        elif row["event"] == "stop":
+            self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
+
+
+def record_start(
+    session: Session, folder: Path, model: Any, console: Console | None
+) -> None:
+    """Write environment.json, and say what is about to be trained on what."""
+    if console is None:
+        return
+    from peft_whisper.model.adapters import trainable_count
+
+    base, splits = session.base, session.splits
+    total = sum(p.numel() for p in model.parameters())
+    trained = trainable_count(model)
+    data: dict[str, Any] = {name: data_facts(clips) for name, clips in splits.items()}
+    if session.recipe.data.note:
+        data["note"] = session.recipe.data.note
+    frozen = 0 if session.recipe.adapter.method == "none" else trained
+    facts = {
+        "versions": versions(),
+        "machine": machine(),
+        "base": {
+            "model": base.name,
+            "revision": base.revision,
+            "fingerprint": base.fingerprint,
+            "parameters": total - frozen,
+        },
+        "data": data,
+        "trainable_parameters": trained,
+        "seed": session.recipe.seed,
+    }
+    write_json(folder / "environment.json", facts)
+    counts = ", ".join(f"{len(clips)} {name}" for name, clips in splits.items())
+    console.print(f"clips: {counts}; training {trained:,} of {total:,} parameters")
+
+
+def finish(
+    session: Session,
+    folder: Path,
+    tuned: Path,
+    result: Result,
+    device: torch.device,
+    console: Console,
+) -> None:
+    """Read the test split once: score base and tuned model, write report and card."""
+    from peft_whisper.scoring.report import print_scores
+
+    facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    best = {"update": result.best.update, "metric": result.best.metric, "value": result.best.value}
+    write_json(folder / "environment.json", facts | {"best": best})
+    training = {"updates": result.updates} | result.speed | peak_memory()
+    texts = transcripts(session, tuned, str(device), console)
+    metrics = write_scores(folder, session, texts, training)
+    write_pages(folder, session.test_wave, session.recipe.evaluation.normalizer)
+    print_scores(metrics, console)
+    console.print(f"report: {folder / 'report.html'}   trained weights: {tuned}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,115 @@
+"""Merging: the same logits, the right base, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import whispers
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from peft_whisper import merge
+from peft_whisper.errors import StateError
+from peft_whisper.model.adapters import Adapter, attach, trainable
+from peft_whisper.model.base import find_base
+from peft_whisper.training import checkpoint
+from peft_whisper.training.optim import Masters
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A base on disk and an adapter trained on it, with weights that matter."""
+    whispers.save_base(tmp_path / "base", "multilingual", 80)
+    base = find_base(str(tmp_path / "base"))
+    torch.manual_seed(1)
+    model = attach(
+        base.load("float32"), Adapter(4, 8, 0.0, range(2), range(2), ("q", "k", "v", "fc2"))
+    )
+    for name, parameter in trainable(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    masters = Masters(trainable(model), torch.float32)
+    checkpoint.save(tmp_path / "checkpoints", 3, model, masters)
+    facts = {"method": "lora", "update": 3}
+    checkpoint.publish(tmp_path / "checkpoints", 3, tmp_path / "adapter", base, facts)
+    return tmp_path, model
+
+
+def test_merged_model_loads_plainly_and_gives_the_adapters_logits(trained, capsys) -> None:
+    folder, model = trained
+    into = folder / "merged"
+    assert merge.main([str(folder / "adapter"), "--into", str(into)]) == 0
+    printed = capsys.readouterr().out
+    assert "logits differ from the adapter's by at most" in printed
+    plain = WhisperForConditionalGeneration.from_pretrained(into)
+    assert plain.dtype == torch.float32
+    processor = WhisperProcessor.from_pretrained(into)
+    assert processor.feature_extractor.feature_size == 80
+    mel, fed = torch.randn(1, 80, 3000), torch.randint(1000, (1, 6))
+    with torch.inference_mode():
+        ours = plain(input_features=mel, decoder_input_ids=fed).logits
+        theirs = model(input_features=mel, decoder_input_ids=fed).logits
+        base = whispers.model(plain.config)(input_features=mel, decoder_input_ids=fed).logits
+    assert torch.allclose(ours, theirs, atol=1e-3)
+    assert float((base - theirs).abs().max()) > 0.1
+    assert plain.generation_config.suppress_tokens == [1, 2, 7]
+
+
+def test_another_base_of_the_same_shape_is_refused(trained) -> None:
+    folder, _ = trained
+    whispers.save_base(folder / "other", "multilingual", 80, seed=2)
+    command = [str(folder / "adapter"), "--into", str(folder / "m"), "--base", f"{folder}/other"]
+    with pytest.raises(StateError, match="Equal shapes do not make it fit"):
+        merge.main(command)
+    assert not (folder / "m").exists()
+
+
+def test_a_moved_base_with_the_same_weights_is_taken(trained) -> None:
+    folder, _ = trained
+    (folder / "base").rename(folder / "moved")
+    command = [str(folder / "adapter"), "--into", str(folder / "m"), "--base", f"{folder}/moved"]
+    assert merge.main(command) == 0
+
+
+def test_a_poisoned_adapter_leaves_nothing(trained) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = trained
+    path = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, path)
+    with pytest.raises(StateError, match="not finite"):
+        merge.main([str(folder / "adapter"), "--into", str(folder / "m")])
+    assert not (folder / "m").exists()
+
+
+def test_clumsy_arguments_get_a_sentence(trained, tmp_path) -> None:
+    folder, _ = trained
+    with pytest.raises(StateError, match=r"peft_whisper\.json"):
+        merge.main([str(folder / "base"), "--into", str(folder / "m")])
+    full = folder / "full"
+    full.mkdir()
+    facts = {"method": "none", "base": {"model": "x", "revision": None, "fingerprint": "y"}}
+    (full / "peft_whisper.json").write_text(json.dumps(facts))
+    with pytest.raises(StateError, match="no adapter to merge"):
+        merge.main([str(full), "--into", str(folder / "m")])
+    with pytest.raises(StateError, match="already exists"):
+        merge.main([str(folder / "adapter"), "--into", str(folder / "base")])
+
+
+def test_an_adapter_folder_holds_what_other_tools_need(trained) -> None:
+    folder, _ = trained
+    files = {path.name for path in (folder / "adapter").iterdir()}
+    assert files >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "peft_whisper.json",
+    }
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["task_type"] is None
