@@ -12,26 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
-    PlainValidator,
     WithJsonSchema,
     model_validator,
 )
 
+from peft_whisper.languages import Language
 from peft_whisper.recipe_rules import contradictions
 
-# fmt: off
-Language = Literal[  # every language token that a Whisper vocabulary has (openai/whisper)
-    "af", "am", "ar", "as", "az", "ba", "be", "bg", "bn", "bo", "br", "bs", "ca", "cs", "cy", "da",
-    "de", "el", "en", "es", "et", "eu", "fa", "fi", "fo", "fr", "gl", "gu", "ha", "haw", "he",
-    "hi", "hr", "ht", "hu", "hy", "id", "is", "it", "ja", "jw", "ka", "kk", "km", "kn", "ko", "la",
-    "lb", "ln", "lo", "lt", "lv", "mg", "mi", "mk", "ml", "mn", "mr", "ms", "mt", "my", "ne", "nl",
-    "nn", "no", "oc", "pa", "pl", "ps", "pt", "ro", "ru", "sa", "sd", "si", "sk", "sl", "sn", "so",
-    "sq", "sr", "su", "sv", "sw", "ta", "te", "tg", "th", "tk", "tl", "tr", "tt", "uk", "ur", "uz",
-    "vi", "yi", "yo", "yue", "zh",
-]
-# fmt: on
 MODULES = ("q", "k", "v", "out", "fc1", "fc2")
 MAX_POSITIONS = 1500  # encoder positions in 30 s, 20 ms each
 MAX_TOKENS = 448  # decoder positions of every Whisper
@@ -43,9 +33,10 @@ def _modules(value: object) -> Modules:
     """Accept "all" or a list of distinct module kinds; raises ValueError."""
     if value == "all":
         return "all"
-    if isinstance(value, list | tuple) and value and all(kind in MODULES for kind in value):
-        if len(set(value)) == len(value):
-            return tuple(value)
+    kinds = tuple(value) if isinstance(value, list | tuple) else ()
+    if kinds and len(set(map(str, kinds))) == len(kinds) and all(k in MODULES for k in kinds):
+        ordered = tuple(kind for kind in MODULES if kind in kinds)  # one meaning, one hash
+        return "all" if ordered == MODULES else ordered
     raise ValueError(f"expected all, or a list of different kinds out of {', '.join(MODULES)}")
 
 
@@ -60,11 +51,8 @@ _MODULES_SCHEMA = {
         },
     ]
 }
-_LAYERS = {
-    "pattern": r"^(all|none|top [1-9][0-9]{0,2}|[0-9]{1,3}-[0-9]{1,3})$",
-    "examples": ["all", "none", "top 8", "0-7"],
-}
-_HUB_OR_FOLDER = {"min_length": 1, "pattern": r"^[^:]*(:[^:/][^:]*)*$"}
+_LAYERS = r"^(all|none|top [1-9][0-9]{0,2}|[0-9]{1,3}-[0-9]{1,3})$"
+_LAYER_EXAMPLES = ["all", "none", "top 8", "0-7"]
 
 
 class _Section(BaseModel):
@@ -92,7 +80,7 @@ class Columns(_Section):
 
 
 class Source(_Section):
-    """Where a split's speech comes from: exactly one of hub, folder, manifest, parquet, from_train."""
+    """A split's speech, from exactly one of hub, folder, manifest, parquet and from_train."""
 
     hub: str | None = Field(None, min_length=1, description="Hub data set id.")
     folder: str | None = Field(
@@ -170,14 +158,16 @@ class Adapter(_Section):
     encoder_layers: str = Field(
         "all",
         description="Encoder layers to adapt: all, none, top 8, 0-7; fewer cost less compute.",
-        **_LAYERS,  # type: ignore[arg-type]
+        pattern=_LAYERS,
+        examples=_LAYER_EXAMPLES,
     )
     decoder_layers: str = Field(
         "all",
         description="Decoder layers to adapt: all, none, top 8, 0-7; fewer cost less compute.",
-        **_LAYERS,  # type: ignore[arg-type]
+        pattern=_LAYERS,
+        examples=_LAYER_EXAMPLES,
     )
-    modules: Annotated[Modules, PlainValidator(_modules), WithJsonSchema(_MODULES_SCHEMA)] = Field(
+    modules: Annotated[Modules, BeforeValidator(_modules), WithJsonSchema(_MODULES_SCHEMA)] = Field(
         "all", description="Linear layers to adapt: all, or a list of q, k, v, out, fc1, fc2."
     )
 
@@ -293,7 +283,7 @@ class Recipe(_Section):
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """Return what the recipe says as plain data: every value resolved, nothing that has no effect."""
+    """What the recipe says as plain data: every value resolved, nothing that has no effect."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
     if recipe.adapter.method == "none":
         tree["adapter"] = {"method": "none"}

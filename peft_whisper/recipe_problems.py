@@ -15,6 +15,7 @@ from peft_whisper.recipe_rules import contradictions
 
 KeyPath = tuple[str, ...]
 SHOWN = 12  # choices listed in full; of more, only the nearest
+LONGEST_SHOWN = 80  # characters of a value in a message
 
 
 @dataclass(frozen=True, order=True)
@@ -27,7 +28,9 @@ class Problem:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.what}" if self.key else f"{self.where}: {self.what}"
+        return (
+            f"{self.where}: {self.key}: {self.what}" if self.key else f"{self.where}: {self.what}"
+        )
 
 
 def problems_of(tree: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyPath, str]]]:
@@ -43,6 +46,12 @@ def problems_of(tree: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyP
     return None, list(dict.fromkeys(found))
 
 
+def shown(value: object) -> str:
+    """The value as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
+
+
 def _key_of(path: KeyPath) -> KeyPath:
     """The path without what pydantic adds for members of a union."""
     model: Any = Recipe
@@ -55,7 +64,9 @@ def _key_of(path: KeyPath) -> KeyPath:
 
 
 def _model_in(annotation: Any) -> Any:
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    options = (
+        get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    )
     for option in options:
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
@@ -69,13 +80,13 @@ def _said(error: Any, path: KeyPath) -> str:
     if kind == "missing":
         return "is missing" + _purpose(path)
     if kind == "literal_error":
-        return f"found {given!r}, expected {_choices(str(given), context['expected'])}"
+        return f"found {shown(given)}, expected {_choices(str(given), context['expected'])}"
     if kind == "model_type":
-        return f"found {given!r}, expected a section with keys of its own"
+        return f"found {shown(given)}, expected a section with keys of its own"
     if kind == "string_pattern_mismatch":
-        return f"found {given!r}, expected {_pattern(path, context['pattern'])}"
+        return f"found {shown(given)}, expected {_pattern(path, context['pattern'])}"
     expected = str(error["msg"]).removeprefix("Value error, ").removeprefix("expected ")
-    return f"found {given!r}, expected {expected.removeprefix('Input should be ')}"
+    return f"found {shown(given)}, expected {expected.removeprefix('Input should be ')}"
 
 
 def _unknown(path: KeyPath) -> str:

@@ -7,7 +7,7 @@ Norwegian, `010` is ten. Anchors, aliases and tags are refused: a recipe is plai
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,24 @@ import yaml
 
 from peft_whisper.errors import RecipeError
 from peft_whisper.recipe import Recipe, settings
-from peft_whisper.recipe_problems import Problem, problems_of
+from peft_whisper.recipe_problems import Problem, problems_of, shown
 from peft_whisper.recipe_rules import HUB_ONLY, KINDS, SPLITS
 
-LARGEST_BYTES = 1_000_000  # a recipe is a page of text
+LARGEST_BYTES = 50_000  # a recipe is a page of text
+DEEPEST = 10  # levels; a recipe has four, and PyYAML takes minutes over thousands
 KeyPath = tuple[str, ...]
+Origin = tuple[int, str]  # order in the report, and "file:line" or the override
+Where = Callable[[int], Origin]  # of a line, counted from 1
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
 
 class _Loader(yaml.SafeLoader):
     """Leaves every plain scalar a text; `scalar` below decides what it is."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012  # as PyYAML declares it
 
 
 class _Dumper(yaml.SafeDumper):
@@ -39,7 +41,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = None if isinstance(scalar(text), str) else '"'
+    is_plain = isinstance(scalar(text), str) and text.isprintable()
+    style = None if is_plain else '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
@@ -51,16 +54,16 @@ class _Draft:
     """A recipe being read: its tree, where each key was written, and what was wrong."""
 
     tree: dict[str, Any] = field(default_factory=dict)
-    origins: dict[KeyPath, tuple[int, str]] = field(default_factory=dict)  # order, "file:line"
+    origins: dict[KeyPath, Origin] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
-    def origin(self, path: KeyPath) -> tuple[int, str]:
+    def origin(self, path: KeyPath) -> Origin:
         """Where the key stands, or else the nearest section around it."""
         while path not in self.origins:
             path = path[:-1]
         return self.origins[path]
 
-    def report(self, path: KeyPath, what: str, at: tuple[int, str] | None = None) -> None:
+    def report(self, path: KeyPath, what: str, at: Origin | None = None) -> None:
         order, where = at or self.origin(path)
         self.problems.append(Problem(order, where, ".".join(path), what))
 
@@ -74,14 +77,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with every problem found, each with file and line and what was expected.
     """
     path = Path(path)
-    draft = _Draft(origins={(): (1, f"{path}:1")})
-    root = _compose(_read(path), str(path), draft)
+    where: Where = lambda line: (line, f"{path}:{line}")  # noqa: E731
+    draft = _Draft(origins={(): where(1)})
+    root = _compose(_read(path), where, draft)
     if root is not None:
-        draft.tree = _section(root, (), draft, str(path))
+        draft.tree = _section(root, (), draft, where)
+    is_read = isinstance(root, yaml.MappingNode) or not draft.problems
     for number, override in enumerate(overrides):
         _override(override, LARGEST_BYTES + number, draft)
     draft.tree.setdefault("name", _name_of(path))
-    recipe, problems = problems_of(draft.tree)
+    recipe, problems = problems_of(draft.tree) if is_read else (None, [])
     for key, what in problems:
         draft.report(key, what)
     if draft.problems or recipe is None:
@@ -97,7 +102,10 @@ def dump_recipe(recipe: Recipe) -> str:
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST_BYTES:
-            raise RecipeError(f"{path}: {path.stat().st_size:,} bytes is no recipe")
+            raise RecipeError(
+                f"{path}: {path.stat().st_size:,} bytes is no recipe; "
+                f"expected at most {LARGEST_BYTES:,}"
+            )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -112,52 +120,67 @@ def _read(path: Path) -> str:
         ) from error
 
 
-def _compose(text: str, source: str, draft: _Draft) -> yaml.Node | None:
-    """YAML text -> nodes, which know their lines; a problem and None where it is no YAML."""
+def _compose(text: str, where: Where, draft: _Draft) -> yaml.Node | None:
+    """YAML text -> nodes, which know their lines; None, and a problem, where it can't be read."""
+    readable = True
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                mark = event.start_mark.line + 1
-                draft.report(
-                    (), "anchors (&) and aliases (*) are refused", (mark, f"{source}:{mark}")
-                )
-                return None
-        return yaml.compose(text, Loader=_Loader)
+        for line, what, goes_on in _beyond_plain_data(text):
+            draft.report((), what, where(line))
+            readable = readable and goes_on
+        return yaml.compose(text, Loader=_Loader) if readable else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        draft.report((), f"not YAML: {error.problem or error.context}", (line, f"{source}:{line}"))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        draft.report((), f"not YAML: {said.splitlines()[0]}", (1, f"{source}:1"))
+        said = error.problem or error.context or "unreadable"
+        hint = "; indent with spaces, not tabs" if "'\\t'" in said else ""
+        draft.report((), f"not YAML: {said}{hint}", where(line))
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        draft.report((), f"not YAML: {str(error).splitlines()[0]}", where(line))
     return None
 
 
-def _section(node: yaml.Node, path: KeyPath, draft: _Draft, source: str) -> dict[str, Any]:
+def _beyond_plain_data(text: str) -> Iterator[tuple[int, str, bool]]:
+    """Line, complaint, and whether one may read on, for all that a recipe has no use for."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark else 1
+        if getattr(event, "anchor", None):  # an alias has one too
+            is_alias = isinstance(event, yaml.AliasEvent)
+            refused = "anchors (&) and aliases (*) are refused; write the value itself"
+            yield line, refused, not is_alias
+        if tag := getattr(event, "tag", None):
+            yield line, f"tags are refused, found {tag}; write the value alone", True
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            yield line, f"nested too deeply; expected at most {DEEPEST} levels", False
+            return
+
+
+def _section(node: yaml.Node, path: KeyPath, draft: _Draft, where: Where) -> dict[str, Any]:
     """A mapping node's values by key; what is wrong in it is reported and left out."""
     if not isinstance(node, yaml.MappingNode):
-        draft.report(path, f"expected keys and values, found {_plain(node)!r}")
+        draft.report(path, f"expected keys and values, found {shown(_plain(node))}")
         return {}
     found: dict[str, Any] = {}
     for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        here = (line, f"{source}:{line}")
+        here = where(key_node.start_mark.line + 1)
         key = key_node.value
         if not isinstance(key_node, yaml.ScalarNode):
             draft.report(path, "a key must be a word", here)
-        elif key in found:
-            first = draft.origins[(*path, key)][0]
-            draft.report((*path, key), f"is given twice; first in line {first}", here)
+            continue
+        full = (*path, key)
+        if key in found:
+            draft.report(full, f"is given twice; first at {draft.origins[full][1]}", here)
         else:
-            draft.origins[(*path, key)] = here
-            found[key] = _value(value_node, (*path, key), draft, source)
+            draft.origins[full] = here
+            found[key] = _value(value_node, full, draft, where)
     return found
 
 
-def _value(node: yaml.Node, path: KeyPath, draft: _Draft, source: str) -> Any:
-    if node.tag not in _PLAIN_TAGS and node.tag != "!":
-        draft.report(path, f"tags are refused, found {node.tag}")
+def _value(node: yaml.Node, path: KeyPath, draft: _Draft, where: Where) -> Any:
     if isinstance(node, yaml.MappingNode):
-        return _section(node, path, draft, source)
+        return _section(node, path, draft, where)
     return _plain(node)
 
 
@@ -180,13 +203,14 @@ def scalar(text: str) -> Any:
 
 def _override(text: str, order: int, draft: _Draft) -> None:
     """Apply one `key.sub=value` to the draft."""
-    here = (order, f"override {text!r}")
+    here = (order, f"override {shown(text)}")
+    where: Where = lambda line: here  # noqa: E731
     dotted, equals, value = text.partition("=")
     path = tuple(dotted.strip().split("."))
     if not equals or not all(path):
         draft.report((), "expected key.sub=value", here)
         return
-    node = _compose(value, f"override {text!r}", draft) if value.strip() else None
+    node = _compose(value, where, draft) if value.strip() else None
     if node is None and value.strip():
         return
     section = draft.tree
@@ -196,13 +220,15 @@ def _override(text: str, order: int, draft: _Draft) -> None:
             draft.report(path, f"{key} holds a value, not a section", here)
             return
     draft.origins[path] = here
-    section[path[-1]] = None if node is None else _value(node, path, draft, f"override {text!r}")
+    section[path[-1]] = None if node is None else _value(node, path, draft, where)
     for rival in _displaced(path, section[path[-1]]):
         section.pop(rival, None)
 
 
 def _displaced(path: KeyPath, value: Any) -> Iterator[str]:
     """Keys beside `path` that can't stand together with its new value."""
+    if value is None:
+        return
     if path in (("training", "updates"), ("training", "epochs")):
         yield "epochs" if path[-1] == "updates" else "updates"
     elif len(path) == 3 and path[0] == "data" and path[1] in SPLITS and path[2] in KINDS:
@@ -220,6 +246,7 @@ def _name_of(path: Path) -> str:
 
 
 def _listed(path: Path, problems: Sequence[Problem]) -> str:
-    count = f"{len(problems)} problem" + "s" * (len(problems) != 1)
-    lines = [str(problem) for problem in sorted(problems)]
+    different = sorted(set(problems))
+    count = f"{len(different)} problem" + "s" * (len(different) != 1)
+    lines = [str(problem) for problem in different]
     return "\n".join([f"{path}: {count}", *lines])

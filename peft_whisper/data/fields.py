@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from peft_whisper.errors import DataError
-from peft_whisper.recipe import Language
+from peft_whisper.languages import Language
 
 Fields = Mapping[str, Any]
 
