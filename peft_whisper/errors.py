@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
@@ -54,9 +55,11 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130; a reader
     that closed our stdout (`| head`) is quiet. Any other exception keeps its traceback.
     """
+    code: str | int | None
     try:
-        code = main(None) or 0
-        sys.stdout.flush()
+        code = main(None)
+    except SystemExit as end:  # of argparse, after --help
+        code = end.code
     except UserError as error:
         print(error, file=sys.stderr)
         code = error.exit_code
@@ -64,13 +67,15 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         print("\ninterrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:
-        if not _stdout_is_closed():
+        if not (_flush_failed() or _reader_is_gone()):
             raise  # some other pipe broke, for instance a loader process: that is news
         code = READER_GONE
+    if _flush_failed():
+        code = code or READER_GONE
     sys.exit(code)
 
 
-def _stdout_is_closed() -> bool:
+def _flush_failed() -> bool:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -78,3 +83,12 @@ def _stdout_is_closed() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+def _reader_is_gone() -> bool:
+    """Ask the pipe itself: with PYTHONUNBUFFERED there is nothing left to flush."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)  # errors are reported without being asked for
+    return any(event & select.POLLERR for _, event in pipe.poll(0))

@@ -37,9 +37,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` (UTF-8) in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".staging-{os.getpid()}-{path.name}")
-    staging.write_text(text, encoding="utf-8")
-    _fsync(staging)
-    staging.replace(path)
+    try:
+        staging.write_text(text, encoding="utf-8")
+        _fsync(staging)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
