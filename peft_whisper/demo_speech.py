@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peft_whisper.data.mel import SAMPLE_RATE
-from peft_whisper.data.splits import place, transcript_key
+from peft_whisper.data.splits import place
 from peft_whisper.errors import DataError
 from peft_whisper.terminal import progress
 
@@ -102,7 +102,7 @@ def read_prompts(package: Path) -> tuple[list[Prompt], list[tuple[str, str, str]
             excluded.append((name, "no sound in the package", text))
         elif not text:
             excluded.append((name, "no transcript", text))
-        elif re.search(r"[\[<]", text) or not transcript_key(text):
+        elif re.search(r"[\[<]", text) or not any(map(str.isalnum, text)):
             excluded.append((name, "not speech", text))
         else:
             prompts.append(Prompt(name, text, sounds[name]))

@@ -18,6 +18,7 @@ TAPS = 1025  # of the linear-phase filters: 64 ms, 16 Hz resolution
 ORDER = 18  # of linear prediction: formants up to 8 kHz and the tilt
 FRAME, HOP = 480, 120  # samples: 30 ms frames every 7.5 ms
 UNVOICED_DB = -8.0  # fricatives make no vibration of the neck
+SILENT = 1e-6  # highest level (-120 dB of full scale) that holds nothing to hear
 FLOOR_HZ = 3_900  # the sensor's own noise ends here, its sampling rate being 8 kHz
 
 # Throat / mouth transfer H in voiced speech (dB, 0 at 300-500 Hz), magnitude-squared coherence of
@@ -62,9 +63,11 @@ def throat(wave: np.ndarray, seed: int, coherence: float = 1.0, snr_db: float = 
         snr_db: level of the speech over the sensor's noise.
 
     Returns:
-        float32 (samples,), peak 0.5.
+        float32 (samples,), peak 0.5; silence stays silence, there being no speech to scale by.
     """
     speech = np.asarray(wave, np.float64) - np.mean(wave)
+    if np.abs(speech).max() < SILENT:
+        return np.zeros(len(speech), np.float32)
     share = np.clip(COHERENCE * coherence, 1e-4, 0.999)
     shaped = _filtered(speech, TRANSFER_DB + 10 * np.log10(share))
     source = _residual(speech) * _voicing(speech)
@@ -132,7 +135,7 @@ def _balance(shaped: np.ndarray, source: np.ndarray, share: np.ndarray) -> float
 
 def _unvoiced_gain(wave: np.ndarray) -> np.ndarray:
     """UNVOICED_DB where there is more power above 3 kHz than below 1 kHz, else 1."""
-    hz, seconds, bins = signal.stft(wave, RATE, nperseg=512, noverlap=384)
+    hz, seconds, bins = signal.stft(wave, RATE, nperseg=min(512, len(wave)), noverlap=384)
     power = np.abs(bins) ** 2
     high, low = power[hz > 3_000].sum(0), power[(hz > 80) & (hz < 1_000)].sum(0)
     gain = signal.medfilt(np.where(high > low, 10 ** (UNVOICED_DB / 20), 1.0), 3)

@@ -35,7 +35,10 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
                     f"{path.name}: expected a CTranslate2 Whisper of binary version "
                     f"{BINARY_VERSION}, found {name!r} of version {version}"
                 )
-            return dict(_variable(file) for _ in range(_number(file, "I")))
+            variables = dict(_variable(file) for _ in range(_number(file, "I")))
+            for _ in range(2 * _number(file, "I")):
+                _string(file)  # an alias and the variable it stands for: tied weights
+            return variables
     except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
         raise StateError(f"{path.name}: not a whole CTranslate2 file: {error}") from error
 
@@ -46,7 +49,10 @@ def _number(file: BinaryIO, kind: str) -> int:
 
 
 def _string(file: BinaryIO) -> str:
-    return file.read(_number(file, "H")).rstrip(b"\0").decode("utf-8")
+    data = file.read(_number(file, "H"))
+    if data[-1:] != b"\0":
+        raise ValueError("a name ends early")
+    return data[:-1].decode("utf-8")
 
 
 def _variable(file: BinaryIO) -> tuple[str, np.ndarray]:
@@ -77,6 +83,9 @@ def state_dict(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     for conv in ("conv1", "conv2"):
         named |= _linear(variables, f"encoder/{conv}", [f"encoder.{conv}"])
     named["decoder.embed_tokens.weight"] = variables["decoder/embeddings/weight"]
+    for name, array in named.items():
+        if array.dtype.kind != "f":
+            raise StateError(f"{name} is quantised ({array.dtype}); expected float weights")
     return {f"model.{n}": torch.from_numpy(a.astype(np.float32)) for n, a in named.items()}
 
 
