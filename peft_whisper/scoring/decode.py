@@ -104,9 +104,9 @@ def greedy(
     out = torch.full((len(prefix), max_tokens), end, device=prefix.device)
     fed = prefix
     for step in range(max_tokens):
-        hidden = whisper.model.decoder(
-            input_ids=fed, encoder_hidden_states=heard, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
+        # by place: the cache's name differs between releases of transformers
+        decoded = whisper.model.decoder(fed, None, heard, cache, use_cache=True)
+        hidden = decoded.last_hidden_state[:, -1]
         logits = whisper.proj_out(hidden).float() + never
         if step == 0:
             logits += not_first

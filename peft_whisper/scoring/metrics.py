@@ -1,8 +1,9 @@
 """From a reference and a hypothesis to counts, and from counts to rates with intervals.
 
-WER = (S + D + I) / N over the whole corpus, N the reference words; MER = (S + D + I) / (H + S + D + I)
-and WIL = 1 - H/N * H/P are bounded by 1 (Morris, Maier and Green, Interspeech 2004); CER counts
-characters, spaces included. Alignments are jiwer's (minimal edit distance).
+WER = (S + D + I) / N over the whole corpus, N the reference words;
+MER = (S + D + I) / (H + S + D + I) and WIL = 1 - H/N * H/P are bounded by 1 (Morris, Maier and
+Green, Interspeech 2004); CER counts characters, spaces included. Alignments are jiwer's (minimal
+edit distance).
 """
 
 from __future__ import annotations
@@ -160,6 +161,8 @@ def difference(
             f"got {len(a)} and {len(b)} clips whose reference words differ"
         )
     words = sum(one.words for one in a)
+    if words == 0:
+        raise ValueError(f"{len(a)} clips hold no reference word: there is no rate to compare")
     before, after = (sum(one.errors for one in side) for side in (a, b))
     rates = _resampled_wer([a, b], bootstrap, seed)
     interval = _interval(rates[1] - rates[0])

@@ -12,12 +12,12 @@ Source: OpenAI's whisper/normalizers as packaged by whisper-normalizer 0.1.15 (M
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 NORMALIZERS = ("english", "basic", "basic_marks", "raw")
 
 
-@lru_cache(maxsize=None)
+@cache
 def normalizer(name: str) -> Callable[[str], str]:
     """Return the function text -> text called `name` (one of NORMALIZERS).
 
