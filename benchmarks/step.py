@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from peft_whisper.recipe_yaml import load_recipe
 from rich.console import Console
 from rich.table import Table
 
 from peft_whisper.environment import machine, versions
 from peft_whisper.errors import run
 from peft_whisper.files import write_json
+from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import Session, open_session
 
 RESULTS = Path(__file__).parent / "results"
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "--repetitions", type=int, default=5, help="of each; odd numbers suit medians"
     )
     args = made.parse_args(argv)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     session = open_session(load_recipe(args.recipe), console)
     work = {"train update": training(session), "decode batch": decoding(session)}
     seconds = {name: alternate(*pair, args.repetitions) for name, pair in work.items()}

@@ -137,9 +137,11 @@ def data_facts(clips: Sequence[Clip]) -> dict[str, Any]:
     """What environment.json records of a split."""
     from peft_whisper.data.audit import data_fingerprint, hours
 
+    speakers = {clip.speaker for clip in clips}
     return {
         "clips": len(clips),
         "hours": round(hours(clips), 4),
+        "speakers": len(speakers) if None not in speakers else None,  # None: not all are known
         "fingerprint": data_fingerprint(clips),
     }
 

@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(recipe.output) / recipe.name
     if os.environ.get("RANK", "0") == "0":
         claim(folder, args.fresh)
-    console = Console(stderr=False, highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     accelerator = start_accelerator()
     console.quiet = not accelerator.is_main_process
     console.print(f"[bold]{recipe.name}[/]: {recipe.base.model} -> {folder}")
@@ -94,7 +94,9 @@ def start_accelerator() -> Accelerator:
     import torch
     from accelerate import Accelerator
 
-    accelerator = Accelerator(mixed_precision="no")  # precision is the recipe's
+    # Precision is the recipe's. Unless told that there is no card, accelerate would let several
+    # processes on a CPU each believe to be the only one.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would halve the speed of two cores.
         torch.set_num_threads(max(1, cores() // accelerator.num_processes))
@@ -249,9 +251,7 @@ class RunLog:
             self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
 
 
-def record_start(
-    session: Session, folder: Path, model: Any, console: Console | None
-) -> None:
+def record_start(session: Session, folder: Path, model: Any, console: Console | None) -> None:
     """Write environment.json, and say what is about to be trained on what."""
     if console is None:
         return

@@ -206,7 +206,7 @@ def test_sound_shared_by_validation_and_test_is_a_leak_too(tmp_path):
 
 def test_one_source_for_two_splits_is_refused_before_it_is_read(tmp_path):
     same = {"manifest": "never_written.jsonl"}
-    with pytest.raises(DataError, match="data.test is the same source as data.train.*from_train"):
+    with pytest.raises(DataError, match=r"data.test is the same source.*from_train"):
         opened(tmp_path, train=same, validation={"from_train": 0.1}, test=same)
 
 

@@ -174,11 +174,10 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
 
 def test_two_processes_follow_the_path_of_one(place: Path, finished: Path) -> None:
     """Two ranks of 2 clips see other micro-batches than one of 4, but the same 8 clips."""
-    launch = ("accelerate.commands.launch", "--cpu", "--num_processes", "2")
-    more = ("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no")
-    overrides = ("name=two", "training.batch=2", "context.jitter_positions=0")
+    launch = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "peft_whisper.train")
     same = ("name=one", "context.jitter_positions=0")
-    command(place, *launch, *more, "-m", "peft_whisper.train", "tiny.yaml", *overrides)
+    overrides = ("name=two", "training.batch=2", "context.jitter_positions=0")
+    command(place, *launch, "tiny.yaml", *overrides)
     train(place, "tiny.yaml", *same)
     one, two = losses(place / "outputs" / "one"), losses(place / "outputs" / "two")
     worst = max(abs(a - b) for a, b in zip(one, two, strict=True))

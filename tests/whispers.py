@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -77,7 +78,7 @@ def _last_merge(ranks: dict[bytes, int], piece: bytes) -> tuple[bytes, bytes]:
     """The two parts that `piece` was merged from: byte-pair encode it without its own rank."""
     parts = [bytes([byte]) for byte in piece]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, 10**9) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, 10**9) for a, b in pairwise(parts)]
         at = pairs.index(min(pairs))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     return parts[0], parts[1]

@@ -212,8 +212,9 @@ def _refuse_rejects(splits: Splits, data: Data, rejected_file: str) -> None:
     if len(counted) <= allowed:
         return
     causes = Counter(clip.cause for _, clip in counted).most_common()
+    found = ", ".join(f"{number} {cause}" for cause, number in causes)
     raise DataError(
-        f"{_counted(counted, 'clip')} can't be used ({', '.join(f'{n} {cause}' for cause, n in causes)}); "
+        f"{_counted(counted, 'clip')} can't be used ({found}); "
         f"data.max_rejected allows {allowed}:\n"
         + _first(f"{clip.where} ({clip.id}): {clip.cause}: {clip.detail}" for _, clip in counted)
         + f"All are in {rejected_file}. Repair or remove them, or raise data.max_rejected."

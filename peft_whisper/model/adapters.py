@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_whisper.errors import RecipeError, StateError
+from peft_whisper.model.base import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import WhisperForConditionalGeneration
+
+# peft imports bitsandbytes, which reports an optional accelerator that it does not find.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 MODULES = {
     "q": r"(self_attn|encoder_attn)\.q_proj",
@@ -86,7 +91,8 @@ def attach(model: WhisperForConditionalGeneration, adapter: Adapter) -> PeftMode
         lora_dropout=adapter.dropout,
         target_modules=adapter.pattern(),
     )
-    wrapped = get_peft_model(model, config)
+    with quiet_transformers():
+        wrapped = get_peft_model(model, config)
     expected = expected_parameters(model, adapter)
     found = trainable_count(wrapped)
     if found != expected:
@@ -215,7 +221,8 @@ def load_tuned(
         return type(model).from_pretrained(folder, dtype=model.dtype, attn_implementation="sdpa")
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(folder))
+    with quiet_transformers():
+        return PeftModel.from_pretrained(model, str(folder))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

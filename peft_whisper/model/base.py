@@ -124,14 +124,18 @@ class Base:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' own progress bars and advice out of our terminal."""
+    """Keep transformers' and peft's progress bars and advice to developers out of our terminal."""
+    import warnings
+
     from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         logging.enable_progress_bar()
