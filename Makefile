@@ -1,0 +1,36 @@
+# Every target makes .venv itself when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint bench bars clean
+
+demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about ten minutes
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/accelerate launch -m peft_whisper.train recipes/demo_cpu.yaml --fresh
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(INSTALLED)  ## what the true-length encoder saves on this machine
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/python benchmarks/step.py
+
+bars: $(INSTALLED)  ## what `make demo` must have reached, checked on outputs/demo_cpu
+	$(BIN)/python benchmarks/demo_bars.py outputs/demo_cpu
+
+# openai-whisper is there for its tokenizer, which the label tests ask; the rest of it is not needed.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openai-whisper
+	touch $@
+
+clean:  ## runs in outputs/ stay
+	rm -rf .venv .demo .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
