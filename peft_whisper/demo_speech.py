@@ -102,11 +102,16 @@ def read_prompts(package: Path) -> tuple[list[Prompt], list[tuple[str, str, str]
             excluded.append((name, "no sound in the package", text))
         elif not text:
             excluded.append((name, "no transcript", text))
-        elif re.search(r"[\[<]", text) or not any(map(str.isalnum, text)):
-            excluded.append((name, "not speech", text))
+        elif re.search(r"[(\[<]", text) or not any(map(str.isalnum, text)):
+            excluded.append((name, "silence, a tone, or a stage direction", text))
         else:
-            prompts.append(Prompt(name, text, sounds[name]))
+            prompts.append(Prompt(name, _spoken(text), sounds[name]))
     return prompts, excluded
+
+
+def _spoken(text: str) -> str:
+    """The transcript without the dots that show where a sentence goes on in another prompt."""
+    return " ".join(text.replace("...", " ").split())
 
 
 def _entries(text: str) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -45,6 +46,8 @@ class NoRoomError(UserError):
     exit_code = 75
 
 
+# What is quoted from a file must not move the terminal's cursor or change its colours.
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 READER_GONE = 141  # 128 + SIGPIPE
 
@@ -61,7 +64,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     except SystemExit as end:  # of argparse, after --help
         code = end.code
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(_CONTROLS.sub("?", str(error)), file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             "With changes to the recipe these would no longer be the scores of this run: add "
             "--into FOLDER to write them beside it."
         )
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     target = args.into or args.run
     if args.into:
         start_folder(args.run, target, recipe)

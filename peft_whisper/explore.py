@@ -10,7 +10,6 @@ import argparse
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,31 +168,24 @@ def about(recipe: Recipe) -> tuple[str, ...]:
 
 
 def problem_of(session: Session) -> str | None:
-    """Why training would stop at this speech, in its own words; None where it would not.
-
-    Training names rejected clips before it looks for leaks; here both are said at once.
-    """
+    """Why training would stop at this speech, in its own words; None where it would not."""
     from peft_whisper.data.splits import refuse_leaks_and_rejects
 
-    splits, said = session.splits, []
-    nothing_empty = all(clips for _, clips in splits.items())
-    for judged in (splits, replace(splits, rejected={})) if nothing_empty else (splits,):
-        try:
-            refuse_leaks_and_rejects(judged, session.recipe.data, "the list of rejected clips")
-        except DataError as error:
-            said.append(str(error))
-    return "\n".join(dict.fromkeys(said)) or None
+    try:
+        refuse_leaks_and_rejects(session.splits, session.recipe.data, "the list of rejected clips")
+    except DataError as error:
+        return str(error)
+    return None
 
 
 def look_ahead(session: Session) -> Outlook | None:
     """Plan training on one process; None where there is nothing to train on."""
-    from peft_whisper.data.batches import Layout
     from peft_whisper.training.loop import updates_of
 
     recipe, clips = session.recipe, session.splits.train
     if not clips:
         return None
-    layout = Layout(recipe.training.batch, recipe.training.accumulation, 1)
+    layout = session.layout(processes=1)
     updates = updates_of(recipe.training, layout, len(clips))
     durations = [clip.duration_s for clip in clips]
     return outlook(durations, layout, session.context, recipe.seed, updates)

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         None if moved else facts["base"]["revision"],
     )
     difference = merge(args.adapter, base, args.into)
-    Console(highlight=False, soft_wrap=True).print(
+    Console(highlight=False, markup=False, soft_wrap=True).print(
         f"merged into {args.into} (fp32): logits differ from the adapter's by at most "
         f"{difference:.2e}, base fingerprint {base.fingerprint[:19]}... as trained on"
     )

@@ -205,6 +205,12 @@ class Training(_Section):
     accumulation: int = Field(
         1, ge=1, le=4096, description="Micro-steps per update; a larger batch in equal memory."
     )
+    micro_audio_s: float | None = Field(
+        None,
+        gt=0,
+        description="Most seconds of encoder input (padding too) in a micro-step: more are split, "
+        "with the same result; lower costs less memory.",
+    )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="Type computed in; bf16 is faster and smaller on a recent card."
     )

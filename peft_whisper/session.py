@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from peft_whisper.data.audit import Clip
-    from peft_whisper.data.batches import Context
+    from peft_whisper.data.batches import Context, Layout
     from peft_whisper.data.labels import Labels
     from peft_whisper.data.splits import Splits
     from peft_whisper.model.adapters import Adapter
@@ -47,6 +47,13 @@ class Session:
         return Context(
             rule.margin_positions, rule.jitter_positions, rule.minimum_positions, rule.full_share
         )
+
+    def layout(self, processes: int) -> Layout:
+        """How clips become micro-steps and updates on so many processes."""
+        from peft_whisper.data.batches import Layout
+
+        rule = self.recipe.training
+        return Layout(rule.batch, rule.accumulation, processes, rule.micro_audio_s)
 
     def adapter(self) -> Adapter | None:
         """Where LoRA goes on this base; None for a full fine-tune."""
@@ -124,13 +131,14 @@ def open_session(recipe: Recipe, console: Console, *, weights: bool = True) -> S
 def check_splits(session: Session, folder: Path, console: Console) -> None:
     """Write rejected.jsonl into `folder`, then refuse leaks and bad clips, and say what is odd."""
     from peft_whisper.data.audit import write_rejected
+    from peft_whisper.data.scripts import visible
     from peft_whisper.data.splits import refuse_leaks_and_rejects
 
     rejected = folder / "rejected.jsonl"
     write_rejected(rejected, session.splits.rejected)
     refuse_leaks_and_rejects(session.splits, session.recipe.data, str(rejected))
     for note in session.splits.notes():
-        console.print(f"note: {note}", style="yellow", markup=False)
+        console.print(f"note: {visible(note)}", style="yellow")
 
 
 def data_facts(clips: Sequence[Clip]) -> dict[str, Any]:

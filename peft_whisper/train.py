@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(recipe.output) / recipe.name
     if os.environ.get("RANK", "0") == "0":
         claim(folder, args.fresh)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     accelerator = start_accelerator()
     console.quiet = not accelerator.is_main_process
-    console.print(f"[bold]{recipe.name}[/]: {recipe.base.model} -> {folder}")
+    console.print(f"{recipe.name}: {recipe.base.model} -> {folder}", style="bold")
     session = open_everywhere(recipe, folder, accelerator, console)
     result, tuned = train(session, folder, accelerator, console)
     if accelerator.is_main_process:
@@ -74,13 +74,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def claim(folder: Path, fresh: bool) -> None:
-    """Make `folder`; an earlier run there is kept: moved aside with `fresh`, else refused."""
-    if folder.exists() and any(folder.iterdir()):
+    """Make `folder`; an earlier run there is kept: moved aside with `fresh`, else refused.
+
+    One that stopped before its first update has nothing to keep.
+    """
+    begun = (folder / "log.jsonl").exists()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if begun or not names <= {"recipe.yaml", "rejected.jsonl", "environment.json"}:
         if not fresh:
-            done = "a finished" if (folder / "metrics.json").exists() else "an unfinished"
+            done = "a finished run" if (folder / "metrics.json").exists() else "an unfinished run"
             raise StateError(
-                f"{folder} holds {done} run. Add --fresh to start over (the old one is moved "
-                "aside), or name=another to keep both."
+                f"{folder} holds {done if begun else 'other files'}. Add --fresh to start over "
+                "(the old folder is moved aside), or name=another to keep both."
             )
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
@@ -167,11 +172,9 @@ def train(
 
 def make_course(session: Session, processes: int) -> Course:
     """Lay out the run: which clips, in which batches, how many updates."""
-    from peft_whisper.data.batches import Layout
     from peft_whisper.training.loop import Course, updates_of
 
-    recipe = session.recipe
-    layout = Layout(recipe.training.batch, recipe.training.accumulation, processes)
+    recipe, layout = session.recipe, session.layout(processes)
     return Course(
         clips=session.splits.train,
         labels=session.labels,

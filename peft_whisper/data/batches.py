@@ -47,17 +47,27 @@ class MicroBatch:
     clips: tuple[int, ...]
     positions: int
 
+    def fits(self, audio_s: float | None) -> bool:
+        """Whether the encoder's input, padding included, is at most `audio_s` seconds long."""
+        seconds = len(self.clips) * self.positions * SAMPLES_PER_POSITION / SAMPLE_RATE
+        return audio_s is None or seconds <= audio_s
+
 
 Update = tuple[MicroBatch, ...]  # what one process sees between two optimizer steps
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Clips per process and micro-step, micro-steps per update, processes."""
+    """Clips per process and micro-step, micro-steps per update, processes.
+
+    A micro-step whose encoder input would exceed `audio_s` seconds (padding included; None: no
+    bound) is split into more of them.
+    """
 
     batch: int
     accumulation: int
     processes: int
+    audio_s: float | None = None
 
     @property
     def clips_per_update(self) -> int:
@@ -105,14 +115,17 @@ def _deal(
 ) -> list[Update]:
     """Deal one update's clips, shortest first, into micro-steps x processes of even size."""
     steps = -(-len(group) // (layout.batch * layout.processes))
-    count = steps * layout.processes
-    filled = np.resize(group, max(len(group), count))  # repeats clips where there are too few
-    parts = [part.tolist() for part in np.array_split(filled, count)]
-    micro = [
-        MicroBatch(tuple(part), context.positions(max(durations[i] for i in part), extra))
-        for part in parts
-    ]
-    return [tuple(micro[rank :: layout.processes]) for rank in range(layout.processes)]
+    while True:
+        count = steps * layout.processes
+        filled = np.resize(group, max(len(group), count))  # repeats clips where there are too few
+        parts = [part.tolist() for part in np.array_split(filled, count)]
+        micro = [
+            MicroBatch(tuple(part), context.positions(max(durations[i] for i in part), extra))
+            for part in parts
+        ]
+        if all(len(one.clips) == 1 or one.fits(layout.audio_s) for one in micro):
+            return [tuple(micro[rank :: layout.processes]) for rank in range(layout.processes)]
+        steps += 1
 
 
 @dataclass(frozen=True)

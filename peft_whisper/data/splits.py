@@ -187,20 +187,20 @@ def overlapping(clips: Mapping[str, Sequence[Clip]]) -> Iterator[Shared]:
 def refuse_leaks_and_rejects(
     splits: Splits, data: Data, rejected_file: str = "rejected.jsonl"
 ) -> None:
-    """Raise DataError where the run must not start; `rejected_file` is named as where to look.
+    """Raise DataError, with every reason, where the run must not start.
 
     More rejected clips than `data.max_rejected` (unset: any from a Hub, none from local sources),
-    a split without clips, sound that two splits share.
+    a split without clips, sound that two splits share. `rejected_file` is named as where to look.
     """
-    _refuse_rejects(splits, data, rejected_file)
-    for name, clips in splits.items():
-        if not clips:
-            raise DataError(_empty(name, data, splits))
+    reasons = _too_many_rejects(splits, data, rejected_file)
+    reasons += [_empty(name, data, splits) for name, clips in splits.items() if not clips]
     if splits.shared_audio:
-        raise DataError(_leak(splits))
+        reasons.append(_leak(splits))
+    if reasons:
+        raise DataError("\n".join(reasons))
 
 
-def _refuse_rejects(splits: Splits, data: Data, rejected_file: str) -> None:
+def _too_many_rejects(splits: Splits, data: Data, rejected_file: str) -> list[str]:
     hub = {name for name, source in _sources(data) if source.hub is not None}
     counted = [
         (name, clip)
@@ -210,15 +210,15 @@ def _refuse_rejects(splits: Splits, data: Data, rejected_file: str) -> None:
     ]
     allowed = data.max_rejected or 0
     if len(counted) <= allowed:
-        return
+        return []
     causes = Counter(clip.cause for _, clip in counted).most_common()
     found = ", ".join(f"{number} {cause}" for cause, number in causes)
-    raise DataError(
+    return [
         f"{_counted(counted, 'clip')} can't be used ({found}); "
         f"data.max_rejected allows {allowed}:\n"
         + _first(f"{clip.where} ({clip.id}): {clip.cause}: {clip.detail}" for _, clip in counted)
         + f"All are in {rejected_file}. Repair or remove them, or raise data.max_rejected."
-    )
+    ]
 
 
 def _empty(name: str, data: Data, splits: Splits) -> str:

@@ -39,6 +39,7 @@ COLUMNS = (
     "empty",
     "over 100 %",
 )
+IN_TERMINAL = ("WER", "95 % interval", "MER", "CER", "I", "loops", "empty")  # 80 columns
 MEANING = (
     "WER: errors per reference word; it passes 100 % where words are made up. MER and WIL are "
     "bounded by 100 %. S, D, I: words substituted, deleted, inserted. loops: clips whose text "
@@ -58,11 +59,13 @@ def print_scores(metrics: dict[str, Any], console: Console) -> None:
     """Show every system's rates in the terminal, and what they say."""
     from rich.table import Table
 
-    shown = Table("test split", *(c for c in COLUMNS[:8]), *COLUMNS[8:10], box=None, pad_edge=False)
-    for column in shown.columns[1:]:
-        column.justify, column.no_wrap = "right", True
+    shown = Table(box=None, pad_edge=False)
+    shown.add_column("test split", no_wrap=True)
+    for name in IN_TERMINAL:
+        shown.add_column(name, justify="right", no_wrap=True)
     for system, title in SYSTEMS.items():
-        shown.add_row(title, *_cells(metrics[system])[:10])
+        cells = dict(zip(COLUMNS, _cells(metrics[system]), strict=True))
+        shown.add_row(title, *(cells[name] for name in IN_TERMINAL))
     console.print()
     console.print(shown)
     console.print()
