@@ -22,6 +22,7 @@ from peft_whisper.session import (
     Session,
     check_splits,
     data_facts,
+    enough_memory,
     open_session,
     transcripts,
     write_pages,
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     target = args.into or args.run
     if args.into:
         start_folder(args.run, target, recipe)
-    score(recipe, tuned, target, console)
+    with enough_memory():
+        score(recipe, tuned, target, console)
     console.print(f"report: {target / 'report.html'}")
     return 0
 

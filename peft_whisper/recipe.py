@@ -272,6 +272,9 @@ class Recipe(_Section):
     )
     seed: int = Field(1, ge=0, lt=2**32, description="Another seed is another random run.")
     output: str = Field("outputs", min_length=1, description="Folder that holds the runs.")
+    track: Literal["tensorboard", "trackio", "wandb"] | None = Field(
+        None, description="Where curves are shown while training, beside log.jsonl; an extra."
+    )
     base: Base = Field(description="The pretrained Whisper to start from.")
     data: Data = Field(description="The speech: train, validation and test.")
     adapter: Adapter = Field(Adapter(), description="What is trained.")

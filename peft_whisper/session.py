@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_whisper.errors import RecipeError
+from peft_whisper.errors import NoRoomError, RecipeError
 from peft_whisper.files import write_json, write_jsonl
 from peft_whisper.recipe import MODULES, Recipe
 from peft_whisper.terminal import progress
@@ -139,6 +140,21 @@ def check_splits(session: Session, folder: Path, console: Console) -> None:
     refuse_leaks_and_rejects(session.splits, session.recipe.data, str(rejected))
     for note in session.splits.notes():
         console.print(f"note: {visible(note)}", style="yellow")
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn a card's out of memory into NoRoomError with what to change."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise NoRoomError(
+            f"the card's memory is too small: {str(error).splitlines()[0]} In training, lower "
+            "training.micro_audio_s (same result) or set training.gradient_checkpointing=true; in "
+            "decoding, lower evaluation.batch."
+        ) from error
 
 
 def data_facts(clips: Sequence[Clip]) -> dict[str, Any]:

@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from peft_whisper.environment import cores, machine, peak_memory, versions
-from peft_whisper.errors import NoRoomError, StateError, run
+from peft_whisper.errors import run
 from peft_whisper.files import write_json, write_text
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_yaml import dump_recipe, load_recipe
+from peft_whisper.run_folder import RunLog, check_tracker, claim, start_tracker
 from peft_whisper.session import (
     Session,
     check_splits,
     data_facts,
+    enough_memory,
     open_session,
     transcripts,
     write_pages,
     write_scores,
 )
-from peft_whisper.terminal import Task, progress
+from peft_whisper.terminal import progress
 
 if TYPE_CHECKING:
     import torch
@@ -59,49 +61,36 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     recipe = load_recipe(args.recipe, args.overrides)
     folder = Path(recipe.output) / recipe.name
+    check_tracker(recipe)
     if os.environ.get("RANK", "0") == "0":
         claim(folder, args.fresh)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    accelerator = start_accelerator()
+    accelerator = start_accelerator(recipe.track, folder)
+    start_tracker(accelerator, recipe)
     console.quiet = not accelerator.is_main_process
     console.print(f"{recipe.name}: {recipe.base.model} -> {folder}", style="bold")
     session = open_everywhere(recipe, folder, accelerator, console)
-    result, tuned = train(session, folder, accelerator, console)
-    if accelerator.is_main_process:
-        finish(session, folder, tuned, result, accelerator.device, console)
+    with enough_memory():
+        result, tuned = train(session, folder, accelerator, console)
+        if accelerator.is_main_process:
+            finish(session, folder, tuned, result, accelerator.device, console)
     accelerator.end_training()
     return 0
 
 
-def claim(folder: Path, fresh: bool) -> None:
-    """Make `folder`; an earlier run there is kept: moved aside with `fresh`, else refused.
-
-    One that stopped before its first update has nothing to keep.
-    """
-    begun = (folder / "log.jsonl").exists()
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if begun or not names <= {"recipe.yaml", "rejected.jsonl", "environment.json"}:
-        if not fresh:
-            done = "a finished run" if (folder / "metrics.json").exists() else "an unfinished run"
-            raise StateError(
-                f"{folder} holds {done if begun else 'other files'}. Add --fresh to start over "
-                "(the old folder is moved aside), or name=another to keep both."
-            )
-        number = 1
-        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
-            number += 1
-        folder.rename(aside)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def start_accelerator() -> Accelerator:
+def start_accelerator(track: str | None = None, folder: Path | None = None) -> Accelerator:
     """One process per device; on a CPU torch gets the cores that `accelerate launch` withholds."""
     import torch
     from accelerate import Accelerator
 
     # Precision is the recipe's. Unless told that there is no card, accelerate would let several
     # processes on a CPU each believe to be the only one.
-    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
+    accelerator = Accelerator(
+        mixed_precision="no",
+        cpu=not torch.accelerator.is_available(),
+        log_with=track,
+        project_dir=folder,
+    )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would halve the speed of two cores.
         torch.set_num_threads(max(1, cores() // accelerator.num_processes))
@@ -127,8 +116,6 @@ def train(
     session: Session, folder: Path, accelerator: Accelerator, console: Console
 ) -> tuple[Result, Path]:
     """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went."""
-    import torch
-
     from peft_whisper.training import checkpoint
     from peft_whisper.training.loop import fit
 
@@ -145,22 +132,15 @@ def train(
         accelerator.wait_for_everyone()
 
     with progress(console, "training", course.updates) as task:
-        log = RunLog(folder / "log.jsonl", task, console, accelerator.is_main_process)
-        try:
-            result = fit(
-                updater,
-                course,
-                recipe.evaluation,
-                lambda: validate(session, model, accelerator),
-                keep,
-                log,
-            )
-        except torch.OutOfMemoryError as error:
-            raise NoRoomError(
-                f"the card's memory is too small: {str(error).splitlines()[0]} Lower "
-                "training.batch and raise training.accumulation by as much, or set "
-                "training.gradient_checkpointing=true."
-            ) from error
+        log = RunLog(folder / "log.jsonl", task, console, accelerator)
+        result = fit(
+            updater,
+            course,
+            recipe.evaluation,
+            lambda: validate(session, model, accelerator),
+            keep,
+            log,
+        )
     method = recipe.adapter.method
     target = folder / ("model" if method == "none" else "adapter")
     if accelerator.is_main_process:
@@ -227,31 +207,6 @@ def validate(session: Session, model: Any, accelerator: Accelerator) -> dict[str
     score = summarize(utterances, rules.normalizer, 0, session.recipe.seed)
     names = ("wer", "mer", "cer", "loops", "empties")
     return {name: getattr(score, name) for name in names} | {"seconds": time.perf_counter() - began}
-
-
-class RunLog:
-    """Every event of a run: a line in log.jsonl, and what a person wants of it on the terminal."""
-
-    def __init__(self, path: Path, task: Task, console: Console, active: bool):
-        self.path, self.task, self.console, self.active = path, task, console, active
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Append `row` and tell the terminal."""
-        if not self.active:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if row["event"] == "train":
-            speed = f"{row['audio_s_per_s']:.0f} s of audio/s"
-            self.task.advance(1, f"loss {row['loss']:.3f}  {speed}")
-        elif row["event"] == "validation":
-            self.console.print(
-                f"  update {row['update']:>5}  validation  WER {row['wer']:7.1%}  "
-                f"MER {row['mer']:6.1%}  CER {row['cer']:7.1%}  loops {row['loops']}  "
-                f"empty {row['empties']}  {'best so far' if row['best'] else ''}"
-            )
-        elif row["event"] == "stop":
-            self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
 
 
 def record_start(session: Session, folder: Path, model: Any, console: Console | None) -> None:

@@ -33,13 +33,14 @@ def test_speech_is_never_cut(seconds: float, extra: int) -> None:
     batch=st.integers(1, 9),
     accumulation=st.integers(1, 4),
     processes=st.integers(1, 3),
+    audio_s=st.sampled_from([None, 1.0, 30.0, 90.0]),
     seed=st.integers(0, 9),
 )
 def test_an_epoch_hears_every_clip_once(
-    clips: int, batch: int, accumulation: int, processes: int, seed: int
+    clips: int, batch: int, accumulation: int, processes: int, audio_s: float | None, seed: int
 ) -> None:
     durations = np.random.default_rng(seed).uniform(0.3, 30, clips).tolist()
-    layout = Layout(batch, accumulation, processes)
+    layout = Layout(batch, accumulation, processes, audio_s)
     plan = plan_epoch(durations, layout, CONTEXT, seed, epoch=2)
     assert len(plan) == layout.updates_per_epoch(clips)
     heard = [i for update in plan for rank in update for micro in rank for i in micro.clips]
@@ -49,6 +50,17 @@ def test_an_epoch_hears_every_clip_once(
         assert len(update) == processes
         assert len({len(rank) for rank in update}) == 1  # no process waits for another
         assert all(0 < len(micro.clips) <= batch for rank in update for micro in rank)
+        for micro in (micro for rank in update for micro in rank):
+            assert len(micro.clips) == 1 or micro.fits(audio_s)
+
+
+def test_a_bound_on_seconds_splits_full_context_batches_and_leaves_short_ones() -> None:
+    durations = [1.0] * 160
+    context = Context(64, 0, 256, 0.5)  # every other update at 30 s, the others at 5.12 s
+    plan = plan_epoch(durations, Layout(16, 1, 1, 90.0), context, seed=1, epoch=0)
+    sizes = [[(len(micro.clips), micro.positions) for micro in update[0]] for update in plan]
+    assert sizes.count([(16, 256)]) == 5
+    assert sizes.count([(3, 1500)] * 4 + [(2, 1500)] * 2) == 5
 
 
 def test_the_full_context_share_is_exact() -> None:

@@ -54,6 +54,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
     "name": "full",
     "seed": "7",
     "output": "outputs",
+    "track": "tensorboard",
     "base": {"model": "openai/whisper-tiny", "revision": "main", "dtype": "bfloat16"},
     "data": {
         "train": HUB,
@@ -86,6 +87,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "updates": "100",
         "batch": "8",
         "accumulation": "2",
+        "micro_audio_s": "120",
         "precision": "bf16",
         "optimizer": "adamw8bit",
         "learning_rate": "1e-5",

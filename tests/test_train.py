@@ -239,6 +239,31 @@ def test_a_bad_clip_stops_the_run_with_its_name(place: Path) -> None:
     assert "silence" in stopped.stderr
     rejected = (place / "outputs" / "bad" / "rejected.jsonl").read_text()
     assert json.loads(rejected)["cause"] == "silent"
+    (place / "bad.jsonl").write_text(good, encoding="utf-8")  # repaired: nothing to move aside
+    train(place, "tiny.yaml", "name=bad", "data.train.manifest=bad.jsonl", "training.updates=2")
+    assert (place / "outputs" / "bad" / "metrics.json").is_file()
+
+
+def test_a_folder_with_other_files_is_not_taken_for_a_run(place: Path) -> None:
+    mine = place / "outputs" / "mine"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").write_text("keep me", encoding="utf-8")
+    refused = train(place, "tiny.yaml", "name=mine", expect=4)
+    assert "other files" in refused.stderr
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def test_a_tracker_gets_the_curves_and_a_missing_one_is_named(place: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(place, "tiny.yaml", "name=tracked", "track=tensorboard", "training.updates=2")
+    events = EventAccumulator(str(place / "outputs" / "tracked" / "tracked")).Reload()
+    assert {"train/loss", "validation/mer"} <= set(events.Tags()["scalars"])
+    shown = [event.value for event in events.Scalars("train/loss")]
+    assert shown == pytest.approx(losses(place / "outputs" / "tracked"))
+    refused = train(place, "tiny.yaml", "name=untracked", "track=trackio", expect=2)
+    assert "peft-whisper[track]" in refused.stderr
+    assert not (place / "outputs" / "untracked").exists()
 
 
 def test_the_a10_recipe_trains_two_steps(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
     from peft_whisper.data.labels import Labels
 
+ENCODED_POSITIONS = 6_000  # clips x positions (20 ms) in the encoder at once: bounds its memory
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -67,8 +69,9 @@ class Decoder:
             torch.inference_mode(),
             torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
         ):
-            weights = self.whisper.model.encoder.conv1.weight
-            heard = encode(self.whisper.model.encoder, mel.to(weights))
+            encoder = self.whisper.model.encoder
+            parts = mel.split(max(1, ENCODED_POSITIONS // positions))
+            heard = torch.cat([encode(encoder, part.to(encoder.conv1.weight)) for part in parts])
             room = MAX_TOKENS - prefix.shape[1]
             limit = room if self.max_tokens is None else min(room, self.max_tokens)
             return greedy(self.whisper, heard, prefix.to(device), self.generation, limit)

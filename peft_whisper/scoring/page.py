@@ -21,7 +21,7 @@ STYLE = """
   --soft: light-dark(#f4f6f8, #1c2128); --faint: light-dark(#5b646e, #9198a1);
   --right: light-dark(#1a7f37, #56d364); --wrong: light-dark(#cf222e, #ff7b72);
   --added: light-dark(#8250df, #d2a8ff); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem;
   background: light-dark(#fff, #0d1117); color: light-dark(#1f2328, #e6edf3); }
 h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
 .faint { color: var(--faint) }
@@ -29,6 +29,7 @@ h1 { font-size: 1.7rem; margin-bottom: .2rem } h2 { font-size: 1.2rem; margin-to
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top } th { font-weight: 600; color: var(--faint) }
 td.number, th.number { text-align: right; white-space: nowrap }
+th { white-space: nowrap }
 code { background: var(--soft); padding: .1em .3em; border-radius: 4px }
 pre { background: var(--soft); padding: .8rem; border-radius: 6px; overflow-x: auto }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .7rem 1rem; margin: .7rem 0 }

@@ -43,8 +43,8 @@ IN_TERMINAL = ("WER", "95 % interval", "MER", "CER", "I", "loops", "empty")  # 8
 MEANING = (
     "WER: errors per reference word; it passes 100 % where words are made up. MER and WIL are "
     "bounded by 100 %. S, D, I: words substituted, deleted, inserted. loops: clips whose text "
-    "repeats itself; empty: clips answered with nothing; over 100 %: clips with more errors than "
-    "words."
+    "repeats itself; empty: clips answered with nothing; >100 %: share of clips with more errors "
+    "than words."
 )
 STYLE = """
 .diff { margin: .25rem 0 } .diff b { font-weight: 500; color: var(--faint); display: inline-block;
@@ -95,7 +95,7 @@ def write_report(run: Path, wave_of: Callable[[str], np.ndarray], normalizer: st
     worst, improved = chosen_clips(record.predictions)
     parts = [
         _headline(record),
-        section("Scores", _scores(record), f'<p class="faint">{CONTEXTS} {MEANING}</p>'),
+        section("Scores", _scores(record)),
         section("Learning curves", _curves(record)),
         _clips("What it still gets wrong", worst, wave_of, aligned),
         _clips("What it learned", improved, wave_of, aligned),
@@ -126,9 +126,13 @@ def _headline(record: Record) -> str:
 
 
 def _scores(record: Record) -> str:
-    rows = [[title, *_cells(record.metrics[system])] for system, title in SYSTEMS.items()]
-    rule = f"normaliser: {record.metrics['tuned']['normalizer']}"
-    return table([escape(rule), *COLUMNS], rows)
+    rows = [
+        [escape(title), *map(escape, _cells(record.metrics[system]))]
+        for system, title in SYSTEMS.items()
+    ]
+    rule = escape(f"Normaliser: {record.metrics['tuned']['normalizer']}.")
+    scores = table(["", *map(escape, COLUMNS)], rows)
+    return f'{scores}<p class="faint">{rule} {CONTEXTS} {escape(MEANING)}</p>'
 
 
 def _curves(record: Record) -> str:

@@ -1,0 +1,104 @@
+"""A run's folder: claimed without loss, and filled with what happens while it happens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_whisper.errors import RecipeError, StateError
+from peft_whisper.recipe import Recipe, settings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from rich.console import Console
+
+    from peft_whisper.terminal import Task
+
+BEFORE_TRAINING = {"recipe.yaml", "rejected.jsonl", "environment.json"}
+
+
+def claim(folder: Path, fresh: bool) -> None:
+    """Make `folder`; an earlier run there is kept: moved aside with `fresh`, else refused.
+
+    One that stopped before its first update has nothing to keep.
+    """
+    begun = (folder / "log.jsonl").exists()
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if begun or not names <= BEFORE_TRAINING:
+        if not fresh:
+            done = "a finished run" if (folder / "metrics.json").exists() else "an unfinished run"
+            raise StateError(
+                f"{folder} holds {done if begun else 'other files'}. Add --fresh to start over "
+                "(the old folder is moved aside), or name=another to keep both."
+            )
+        number = 1
+        while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
+            number += 1
+        folder.rename(aside)
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_tracker(recipe: Recipe) -> None:
+    """Raise RecipeError where the recipe asks for a tracker that is not installed."""
+    if recipe.track and find_spec(recipe.track) is None:
+        raise RecipeError(
+            f"track: {recipe.track} is not installed; pip install {recipe.track}, or "
+            "'peft-whisper[track]' for all three"
+        )
+
+
+def start_tracker(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Tell the recipe's tracker, if there is one, what this run is."""
+    if recipe.track:
+        accelerator.init_trackers(recipe.name, config=dict(_flat(settings(recipe))))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and plain values: what every tracker can store."""
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, str | int | float | bool)
+            found.append((prefix + key, value if plain else str(value)))
+    return found
+
+
+class RunLog:
+    """Every event of a run: a line in log.jsonl, and what a person wants of it on the terminal."""
+
+    def __init__(self, path: Path, task: Task, console: Console, accelerator: Accelerator):
+        self.path, self.task, self.console, self.accelerator = path, task, console, accelerator
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Append `row` and tell the terminal."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        self._track(row)
+        if row["event"] == "train":
+            speed = f"{row['audio_s_per_s']:.0f} s of audio/s"
+            self.task.advance(1, f"loss {row['loss']:.3f}  {speed}")
+        elif row["event"] == "validation":
+            self.console.print(
+                f"  update {row['update']:>5}  validation  WER {row['wer']:7.1%}  "
+                f"MER {row['mer']:6.1%}  CER {row['cer']:7.1%}  loops {row['loops']}  "
+                f"empty {row['empties']}  {'best so far' if row['best'] else ''}"
+            )
+        elif row["event"] == "stop":
+            self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
+
+    def _track(self, row: dict[str, Any]) -> None:
+        """Send an event's numbers to the tracker; accelerate does nothing where there is none."""
+        if "update" in row:
+            numbers = {
+                f"{row['event']}/{name}": value
+                for name, value in row.items()
+                if isinstance(value, float) and name != "seconds"
+            }
+            self.accelerator.log(numbers, step=row["update"])
