@@ -103,7 +103,7 @@ def read_prompts(package: Path) -> tuple[list[Prompt], list[tuple[str, str, str]
         elif not text:
             excluded.append((name, "no transcript", text))
         elif re.search(r"[(\[<]", text) or not any(map(str.isalnum, text)):
-            excluded.append((name, "silence, a tone, or a stage direction", text))
+            excluded.append((name, "not speech alone", text))
         else:
             prompts.append(Prompt(name, _spoken(text), sounds[name]))
     return prompts, excluded

@@ -148,9 +148,9 @@ def test_what_is_left_out_of_the_package_has_a_reason(tmp_path):
     prompts, excluded = read_prompts(tmp_path)
     assert [(one.id, one.text) for one in prompts] == [("digits_1", "one"), ("time", "It is: noon")]
     assert {name: reason for name, reason, _ in excluded} == {
-        "tone": "not speech",
-        "beep": "not speech",
-        "dots": "not speech",
+        "tone": "not speech alone",
+        "beep": "not speech alone",
+        "dots": "not speech alone",
         "silent": "no transcript",
         "unnamed": "no transcript",
         "lost": "no sound in the package",
@@ -240,7 +240,7 @@ def test_every_prompt_left_out_has_its_reason(demo):
     assert excluded
     for row in excluded:
         reason = row["reason"]
-        known = {"not speech", "no transcript", "no sound in the package"}
+        known = {"not speech alone", "no transcript", "no sound in the package"}
         assert reason in known or reason.endswith("s is longer than 30 s"), row
     kept = {row["id"] for row in table(demo, "split.csv")}
     assert not kept & {row["name"].replace("/", "_") for row in excluded}
