@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# What accelerate assumes anyway; said, so that it does not ask.
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test lint bench bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about ten minutes
 	$(BIN)/python -m peft_whisper.demo
-	$(BIN)/accelerate launch -m peft_whisper.train recipes/demo_cpu.yaml --fresh
+	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from peft_whisper.environment import cores
 from peft_whisper.errors import run
+from peft_whisper.model.base import quiet_transformers
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.terminal import progress
 
@@ -31,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     args = made.parse_args(argv)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     metrics = json.loads((args.run / "metrics.json").read_text(encoding="utf-8"))
-    plain = plain_wer(args.run, console)
+    with quiet_transformers():
+        plain = plain_wer(args.run, console)
     checks = [*bars(metrics), same_elsewhere(metrics, plain)]
     for met, said in checks:
         console.print(f"{'ok    ' if met else 'BROKEN'}  {said}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import WhisperForConditionalGeneration
-
-# peft imports bitsandbytes, which reports an optional accelerator that it does not find.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 MODULES = {
     "q": r"(self_attn|encoder_attn)\.q_proj",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
         WhisperForConditionalGeneration,
         WhisperTokenizer,
     )
+
+# peft imports bitsandbytes, which reports an optional accelerator that it does not find.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 # What a base needs; the pickled and the other frameworks' weights stay on the Hub.
 SMALL_FILES = ["*.json", "merges.txt"]
@@ -125,20 +130,18 @@ class Base:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' and peft's progress bars and advice to developers out of our terminal."""
-    import warnings
+    from transformers.utils import logging as transformers_logging
 
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
 
 
 def find_base(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
