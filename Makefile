@@ -7,7 +7,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 
 .PHONY: demo test lint bench bars clean
 
-demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about ten minutes
+demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about eight minutes
 	$(BIN)/python -m peft_whisper.demo
 	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 

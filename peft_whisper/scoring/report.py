@@ -37,7 +37,7 @@ COLUMNS = (
     "I",
     "loops",
     "empty",
-    "over 100 %",
+    ">100 %",
 )
 IN_TERMINAL = ("WER", "95 % interval", "MER", "CER", "I", "loops", "empty")  # 80 columns
 MEANING = (
@@ -51,6 +51,7 @@ STYLE = """
   min-width: 3.6rem }
 .diff .sub { color: var(--wrong); border-bottom: 2px solid var(--wrong) }
 .diff .ins { color: var(--added); border-bottom: 2px dotted var(--added) }
+.scores td { white-space: nowrap } .scores :is(td, th) { padding: .3rem .5rem }
 .diff del { color: var(--faint) }
 """
 
@@ -131,7 +132,7 @@ def _scores(record: Record) -> str:
         for system, title in SYSTEMS.items()
     ]
     rule = escape(f"Normaliser: {record.metrics['tuned']['normalizer']}.")
-    scores = table(["", *map(escape, COLUMNS)], rows)
+    scores = f'<div class="scores">{table(["", *map(escape, COLUMNS)], rows)}</div>'
     return f'{scores}<p class="faint">{rule} {CONTEXTS} {escape(MEANING)}</p>'
 
 
