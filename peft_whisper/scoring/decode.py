@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
     from peft_whisper.data.labels import Labels
 
-ENCODED_POSITIONS = 6_000  # clips x positions (20 ms) in the encoder at once: bounds its memory
+ENCODED_POSITIONS = 12_000  # clips x positions (20 ms) in the encoder at once: bounds its memory
 
 
 @dataclass(frozen=True)
