@@ -118,9 +118,10 @@ def chosen(rows: Sequence[str] | None, session: Session) -> tuple[Placed, ...]:
     if len(rows) == 1 and rows[0].isdecimal() and rows[0] not in by_id:
         return spread_over(session.splits.train, _few(int(rows[0])))
     _few(len(rows))
-    for wanted in rows:
-        if wanted not in by_id:
-            raise RecipeError(f"--rows: {_unknown(wanted, list(by_id), session)}")
+    # An override behind --rows turns the number before it into an id: it is what to speak of.
+    unknown = sorted((one for one in rows if one not in by_id), key=lambda one: "=" not in one)
+    if unknown:
+        raise RecipeError(f"--rows: {_unknown(unknown[0], list(by_id), session)}")
     return tuple(one for wanted in dict.fromkeys(rows) for one in by_id[wanted])
 
 
@@ -200,12 +201,9 @@ def taught(session: Session, placed: Placed) -> Lesson:
 
 def sound(session: Session, clip: Clip) -> np.ndarray:
     """A clip's wave, float32 (samples,), 16 kHz."""
-    from peft_whisper.data.audio import AudioError, load_wave
+    from peft_whisper.data.audio import load_wave, unchanged
 
-    try:
-        return load_wave(clip.audio, session.recipe.data.channel)
-    except AudioError as error:
-        raise DataError(f"{clip.id} has changed since it was checked: {error}") from error
+    return unchanged(clip, lambda one: load_wave(one.audio, session.recipe.data.channel))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Norwegian, `010` is ten. Anchors, aliases and tags are refused: a recipe is plai
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -109,15 +110,26 @@ def _read(path: Path) -> str:
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RecipeError(
-            f"{path}: {reason}. `peft-whisper recipes` lists the recipes that ship."
-        ) from error
+        meant = _meant(path) if isinstance(error, FileNotFoundError) else None
+        hint = (
+            f"; did you mean {meant}?"
+            if meant
+            else ". `peft-whisper recipes` lists the recipes that ship."
+        )
+        raise RecipeError(f"{path}: {reason}{hint}") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise RecipeError(
             f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from error
+
+
+def _meant(path: Path) -> Path | None:
+    """The recipe whose name was written without .yaml, or without its folder."""
+    name = path.name if path.suffix == ".yaml" else f"{path.name}.yaml"
+    near = (Path(f"{path}.yaml"), Path("recipes", name))
+    return next((file for file in near if os.path.isfile(file)), None)  # raises never
 
 
 def _compose(text: str, where: Where, draft: _Draft) -> yaml.Node | None:
@@ -242,7 +254,7 @@ def _displaced(path: KeyPath, value: Any) -> Iterator[str]:
 def _name_of(path: Path) -> str:
     """The file's stem as a run's name."""
     name = re.sub(r"[^a-z0-9_-]+", "_", path.stem.lower()).lstrip("_-")
-    return name[:64] or "recipe"
+    return name[:64].rstrip("_") or "recipe"
 
 
 def _listed(path: Path, problems: Sequence[Problem]) -> str:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import time
 import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import soundfile
 
 from peft_whisper.data.audio import AudioError, load_wave
-from peft_whisper.data.corpus import Row, read_rows
+from peft_whisper.data.corpus import Ids, Row, read_rows
 from peft_whisper.errors import DataError
 from peft_whisper.recipe import Source
 
@@ -212,7 +213,13 @@ def test_each_wrong_line_is_named(content, expected, tmp_path):
         ("audio,text\na.wav,one\nb.wav\n", ":3: 1 columns where the header has 2"),
         ('audio,text\na.wav,"one\n', ":2: no valid CSV: unexpected end of data"),
         ('audio,text\na.wav,"one"two\n', ":2: no valid CSV"),
-        ("audio;text\na.wav;one\n", ":2: no column audio; found audio;text"),
+        (
+            "audio;text\na.wav;one\n",
+            ":1: found one column, 'audio;text'; separated by semicolons? expected commas",
+        ),
+        ("audio;text\na.wav;one, two\n", "separated by semicolons? expected commas"),
+        ("audio\ttext\na.wav\tone\n", "separated by tabs? expected commas"),
+        ("audio\na.wav\n", ":2: no column text; found audio"),
         ("audio,text,text\na.wav,one,two\n", ":1: a column is given twice: audio, text, text"),
     ],
 )
@@ -229,6 +236,30 @@ def test_a_missing_or_unknown_manifest_is_named(tmp_path):
     assert "expected a .jsonl, .csv or .tsv file" in error_of(
         Source(manifest=str(tmp_path / "m.xlsx"))
     )
+
+
+def test_a_separator_must_be_the_one_of_the_files_name(tmp_path):
+    (tmp_path / "m.tsv").write_text("audio,text\na.wav,one\n")
+    said = error_of(Source(manifest=str(tmp_path / "m.tsv")))
+    assert said.endswith("separated by commas? expected tabs; save it with those")
+
+
+def test_a_manifest_that_is_a_folder_says_how_to_use_one(tmp_path):
+    for name in ("corpus", "corpus.csv"):
+        (tmp_path / name).mkdir()
+        said = error_of(Source(manifest=str(tmp_path / name)))
+        assert f"for a folder use data.train.folder={tmp_path / name}" in said
+
+
+def test_a_relative_path_that_leads_nowhere_says_where_it_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hint = f"; paths are relative to the folder where the command runs, here {tmp_path}"
+    for kind, said in [
+        ("manifest", "nope.jsonl: No such file or directory"),
+        ("folder", "nope.jsonl: no such folder"),
+        ("parquet", "nope.jsonl: no parquet file there"),
+    ]:
+        assert error_of(Source.model_validate({kind: "nope.jsonl"})) == said + hint
 
 
 def test_a_known_language_by_its_english_name_is_its_code(tmp_path):
@@ -249,6 +280,22 @@ def test_an_id_given_twice_is_an_error_and_a_file_used_twice_is_not(tmp_path):
     rows += [{"audio": "a.wav", "text": "t", "start": s, "end": s + 1} for s in (0, 1)]
     ids = [row.id for row in rows_of(manifest(tmp_path, rows))]
     assert ids == ["a", "a-2", "a-3", "a-0.00-1.00", "a-1.00-2.00"]
+
+
+def test_fifty_thousand_equal_names_are_numbered_at_once():
+    ids, begun = Ids(strict=True), time.process_time()
+    made = [ids.of(None, "clip", f"m:{number}") for number in range(50_000)]
+    seconds = time.process_time() - begun
+    print(f"50,000 equal names in {seconds:.2f} s")
+    assert made == ["clip", *(f"clip-{number}" for number in range(2, 50_001))]
+    assert seconds < 2
+
+
+def test_a_given_id_that_looks_derived_is_passed_over():
+    ids = Ids(strict=False)
+    names = [(None, "a"), ("a-3", "a"), (None, "a"), (None, "a"), ("a-2", "x"), ("a", "x")]
+    made = [ids.of(given, derived, "m") for given, derived in [*names, (None, "a-2")]]
+    assert made == ["a", "a-3", "a-2", "a-4", "a-2-2", "a-5", "a-2-3"]
 
 
 # Sounds must lie where the manifest lies

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from peft_whisper.data.labels import Labels
 from peft_whisper.data.scripts import is_foreign, is_invisible, visible
 from peft_whisper.data.survey import outlook
 from peft_whisper.data.transcripts import spell
-from peft_whisper.errors import RecipeError
+from peft_whisper.errors import DataError, RecipeError
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import open_session
 
@@ -274,12 +275,23 @@ def test_rows_by_number_and_by_id(place: Path, monkeypatch) -> None:
     assert lesson.mel.shape == (80, 2 * 256)
 
 
+def test_a_clip_that_is_gone_since_it_was_checked_is_named(place: Path, monkeypatch) -> None:
+    monkeypatch.chdir(place)
+    session = open_session(load_recipe("clean.yaml"), Console(quiet=True), weights=False)
+    clip = next(clip for clip in session.splits.train if clip.id == "plain")
+    gone = replace(clip, audio=replace(clip.audio, path="gone.wav"))
+    said = "clip plain has changed since it was checked: unreadable: no such file"
+    with pytest.raises(DataError, match=said):
+        explore.sound(session, gone)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--rows", "plian"), r"no clip plian; did you mean plain\?"),
         (("--rows", "silent <i>one</i>"), "of train was rejected: silent"),
         (("--rows", "plain", "seed=2"), "overrides stand before --rows"),
+        (("--rows", "2", "training.updates=3"), "no clip training.updates=3; overrides stand"),
         (("--rows", "51"), "at most 50"),
         (("--into", "base"), "base is a folder"),
         (("--into", "outputs/faulty/look.html"), "in the run's own folder"),

@@ -279,7 +279,9 @@ def test_numbers_are_what_they_look_like(tmp_path):
 
 def test_the_files_name_is_the_runs_name_unless_one_is_given(tmp_path):
     for stem, name in [
-        ("My run (2)", "my_run_2_"),
+        ("My run (2)", "my_run_2"),
+        ("mein Rezept ä", "mein_rezept"),
+        ("x" * 63 + " y", "x" * 63),
         ("_x", "x"),
         ("日本", "recipe"),
         ("010", "010"),
@@ -566,6 +568,30 @@ def test_a_missing_file_a_folder_and_an_impossible_name_are_refused(tmp_path):
     ]:
         with pytest.raises(RecipeError, match=f"{said}. `peft-whisper recipes` lists"):
             load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("recipes/lora", "recipes/lora.yaml"),
+        ("lora", "recipes/lora.yaml"),
+        ("lora.yaml", "recipes/lora.yaml"),
+        ("own", "own.yaml"),
+        ("recipes/none", None),
+        ("x" * 252, None),  # its name with .yaml is longer than a file's can be
+    ],
+)
+def test_a_recipe_written_without_its_ending_or_folder_is_pointed_at(
+    tmp_path, monkeypatch, written, meant
+):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "lora.yaml").write_text(SMALL)
+    (tmp_path / "own.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    hint = f"; did you mean {meant}?" if meant else ". `peft-whisper recipes` lists the recipes"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(written)
+    assert str(caught.value).startswith(f"{written}: No such file or directory{hint}")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,12 @@ import numpy as np
 
 from peft_whisper.data.containers import shortage
 from peft_whisper.data.mel import SAMPLE_RATE
+from peft_whisper.errors import DataError
 
 if TYPE_CHECKING:
     import soundfile
+
+    from peft_whisper.data.audit import Clip
 
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")  # libsndfile's names
 RATES_HZ = (4_000, 384_000)  # outside of it a header is damaged
@@ -32,6 +35,18 @@ class AudioError(Exception):
     def __init__(self, cause: str, detail: str):
         super().__init__(f"{cause}: {detail}")
         self.cause, self.detail = cause, detail
+
+
+class ChangedClipError(DataError):
+    """A clip that passed the audit is another one now; survives the way out of a loader process.
+
+    torch raises it again there as `type(error)(text)`, with the worker's traceback before the
+    sentence, which begins behind this class's name.
+    """
+
+    def __init__(self, text: str):
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        super().__init__(text.partition(name)[2].strip() or text)
 
 
 class Cells(Protocol):
@@ -69,6 +84,25 @@ def load_wave(ref: AudioRef, channel: str = "mean", max_s: float | None = None) 
         first = broken[0] / rate
         raise AudioError("nan samples", f"{len(broken):,} of {len(samples):,}, from {first:.2f} s")
     return _within_one(_resample(_mix(samples, channel), rate))
+
+
+def unchanged(clip: Clip, wave_of: Callable[[Clip], np.ndarray]) -> np.ndarray:
+    """An audited clip's wave, float32 (samples,), 16 kHz, read again by `wave_of`.
+
+    Raises ChangedClipError where it can't be used any more or has another length.
+    """
+    try:
+        wave = wave_of(clip)
+        if len(wave) != round(clip.duration_s * SAMPLE_RATE):
+            found_s = len(wave) / SAMPLE_RATE
+            detail = f"{clip.duration_s:.4f} s then, {found_s:.4f} s now"
+            raise AudioError("duration differs", detail)
+    except AudioError as error:
+        raise ChangedClipError(
+            f"clip {clip.id} has changed since it was checked: {error}; "
+            "put it back as it was, or start again"
+        ) from error
+    return wave
 
 
 def _decode(ref: AudioRef, max_s: float | None) -> tuple[np.ndarray, int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from peft_whisper.data.audio import load_wave
+from peft_whisper.data.audio import load_wave, unchanged
 from peft_whisper.data.mel import FULL_POSITIONS, SAMPLE_RATE, SAMPLES_PER_POSITION, log_mel
 
 if TYPE_CHECKING:
@@ -164,8 +164,12 @@ def pad_waves(waves: Sequence[np.ndarray], positions: int) -> torch.Tensor:
 def features(
     clips: Sequence[Clip], positions: int, n_mels: int, wave_of: Callable[[Clip], np.ndarray]
 ) -> torch.Tensor:
-    """Log-mel float32 (clips, n_mels, 2 * positions) of clips that fit into `positions`."""
-    return log_mel(pad_waves([wave_of(clip) for clip in clips], positions), n_mels)
+    """Log-mel float32 (clips, n_mels, 2 * positions) of clips that fit into `positions`.
+
+    Raises DataError where `wave_of` finds a clip no more as the audit did.
+    """
+    waves = [unchanged(clip, wave_of) for clip in clips]
+    return log_mel(pad_waves(waves, positions), n_mels)
 
 
 class TrainingBatches:

@@ -17,7 +17,7 @@ from peft_whisper.data.fields import (
     file_inside,
     required,
 )
-from peft_whisper.data.listing import read_listing
+from peft_whisper.data.listing import read_listing, relative_to
 from peft_whisper.data.tables import TableCells, hub_table, parquet_table, table_rows
 from peft_whisper.errors import DataError
 from peft_whisper.recipe import Columns, Source
@@ -77,7 +77,7 @@ def _with_language(rows: Iterable[Row], language: str | None) -> Iterator[Row]:
 
 def _metadata(folder: Path) -> Path:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataError(f"{folder}: no such folder{relative_to(folder)}")
     found = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(found) != 1:
         problem = "both are there; remove one" if found else "neither is there"
@@ -193,15 +193,18 @@ class Ids:
     def __init__(self, *, strict: bool):
         self.strict = strict
         self.seen: dict[str, str] = {}
+        self.numbers: dict[str, int] = {}  # the last one appended to a name
 
     def of(self, given: str | None, derived: str, where: str) -> str:
         """Return `given` or else `derived`, with -2, -3, ... appended where it was taken."""
         if given is not None and given in self.seen and self.strict:
             raise DataError(f"{where}: the id {given} was given already at {self.seen[given]}")
         wanted = candidate = given or derived
-        number = 1
+        number = self.numbers.get(wanted, 1)
         while candidate in self.seen:
             number += 1
             candidate = f"{wanted}-{number}"
+        if number > 1:
+            self.numbers[wanted] = number
         self.seen[candidate] = where
         return candidate

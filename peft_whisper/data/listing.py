@@ -11,6 +11,7 @@ from typing import Any
 from peft_whisper.errors import DataError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 JSON_LINES = (".jsonl", ".json")
 BOM = b"\xef\xbb\xbf"
 NEARBY = 10  # bytes shown around one that is no UTF-8
@@ -22,9 +23,15 @@ def read_listing(path: Path) -> Iterator[tuple[int, Fields]]:
     """Yield (line number, fields) of every row; blank lines are passed over.
 
     Raises DataError with file and line: no such file, not UTF-8 (with the byte's offset), malformed
-    JSON or CSV, a key or column given twice, a row with too many or too few columns.
+    JSON or CSV, another separator than the file's name says, a key or column given twice, a row
+    with too many or too few columns.
     """
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder; expected a .jsonl, .csv or .tsv file; for a folder use "
+            f"data.train.folder={path} (or data.validation, data.test)"
+        )
     if suffix not in (*DELIMITERS, *JSON_LINES):
         raise DataError(f"{path}: expected a .jsonl, .csv or .tsv file")
     lines = _lines(path)
@@ -33,12 +40,20 @@ def read_listing(path: Path) -> Iterator[tuple[int, Fields]]:
     )
 
 
+def relative_to(path: Path) -> str:
+    """What to add where a path leads nowhere; nothing for an absolute one."""
+    if path.is_absolute():
+        return ""
+    return f"; paths are relative to the folder where the command runs, here {Path.cwd()}"
+
+
 def _lines(path: Path) -> Iterator[str]:
     """Decode line by line, so that a wrong byte can be pointed at; a byte order mark is dropped."""
     try:
         file = path.open("rb")
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        hint = relative_to(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"{path}: {error.strerror}{hint}") from error
     offset = 0
     with file:
         for number, raw in enumerate(file, start=1):
@@ -88,7 +103,7 @@ def _csv_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tupl
     try:
         for row in reader:
             if header is None:
-                header = _header(path, row)
+                header = _header(path, row, delimiter)
             elif len(row) not in (0, len(header)):
                 raise DataError(
                     f"{path}:{number}: {len(row)} columns where the header has {len(header)}"
@@ -100,8 +115,14 @@ def _csv_rows(path: Path, lines: Iterator[str], delimiter: str) -> Iterator[tupl
         raise DataError(f"{path}:{number}: no valid CSV: {error}") from error
 
 
-def _header(path: Path, row: list[str]) -> list[str]:
+def _header(path: Path, row: list[str], delimiter: str) -> list[str]:
     names = [name.strip() for name in row]
+    for other, word in SEPARATORS.items():
+        if len(row) == 1 and other in row[0]:
+            raise DataError(
+                f"{path}:1: found one column, {names[0]!r}; separated by {word}? "
+                f"expected {SEPARATORS[delimiter]}; save it with those"
+            )
     if len(set(names)) < len(names):
         raise DataError(f"{path}:1: a column is given twice: {', '.join(names)}")
     return names

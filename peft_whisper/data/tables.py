@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_whisper.data.fields import lookup
+from peft_whisper.data.listing import relative_to
 from peft_whisper.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def parquet_table(path: Path) -> Dataset:
     """Open a parquet file, or all *.parquet of a folder in the order of their names."""
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise DataError(f"{path}: no parquet file there")
+        raise DataError(f"{path}: no parquet file there{relative_to(path)}")
     with _explained(str(path)):
         from datasets import load_dataset
 
