@@ -13,3 +13,7 @@ Language = Literal[  # every language token that a Whisper vocabulary has (opena
     "vi", "yi", "yo", "yue", "zh",
 ]
 # fmt: on
+
+# Scripts written without spaces between words: OpenAI's own list (whisper/tokenizer.py,
+# split_to_word_tokens). Whisper's transcripts of all other languages begin with a space.
+UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})

@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from peft_whisper.languages import Language
+from peft_whisper.languages import UNSPACED_LANGUAGES, Language
 from peft_whisper.recipe_rules import contradictions
 
 MODULES = ("q", "k", "v", "out", "fc1", "fc2")
@@ -244,8 +244,10 @@ class Evaluation(_Section):
         None, ge=1, description="Stop after this many validations without improvement."
     )
     batch: int = Field(16, ge=1, le=4096, description="Clips decoded at once.")
-    normalizer: Literal["english", "basic", "basic_marks", "raw"] = Field(
-        "english", description="What both texts pass through before words are compared."
+    normalizer: Literal["english", "basic", "basic_marks", "characters", "raw"] = Field(
+        "english",
+        description="What both texts pass through before words are compared; left out: english for "
+        "en, characters for scripts without spaces, else basic_marks.",
     )
     bootstrap: int = Field(
         2000, ge=10, le=1_000_000, description="Resamples behind each 95 % interval."
@@ -282,6 +284,20 @@ class Recipe(_Section):
     training: Training = Field(description="How the weights move.")
     evaluation: Evaluation = Field(description="How the model is judged.")
     checkpoints: Checkpoints = Field(Checkpoints(), description="What is kept on disk.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _normalize_as_the_language_needs(cls, tree: Any) -> Any:
+        """Fill in evaluation.normalizer, where it is left out, by data.language."""
+        data, rules = (
+            tree.get(name) if isinstance(tree, dict) else None for name in ("data", "evaluation")
+        )
+        if isinstance(data, dict) and isinstance(rules, dict) and rules.get("normalizer") is None:
+            english = data.get("task") == "translate" or data.get("language") == "en"
+            unspaced = data.get("language") in sorted(UNSPACED_LANGUAGES)
+            own = "english" if english else "characters" if unspaced else "basic_marks"
+            return tree | {"evaluation": rules | {"normalizer": own}}
+        return tree
 
     @model_validator(mode="after")
     def _agree(self) -> Recipe:

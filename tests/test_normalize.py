@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.scoring.normalize import NORMALIZERS, normalizer
 
 SPOKEN = " Don't  stop [noise] (uh) — COLOUR,\ttwenty-one! "
@@ -70,6 +71,40 @@ def test_nothing_stays_nothing(name):
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    expected = "unknown normalizer 'whisper'; available: english, basic, basic_marks, raw"
-    with pytest.raises(ValueError, match=expected):
+    available = "english, basic, basic_marks, characters, raw"
+    with pytest.raises(ValueError, match=f"unknown normalizer 'whisper'; available: {available}"):
         normalizer("whisper")
+
+
+def test_characters_are_the_words_of_scripts_without_spaces():
+    assert normalizer("characters")("今日は、天気です。") == "今 日 は 天 気 で す"
+    assert normalizer("characters")("ไม่") == "ไ ม่"  # a letter keeps its marks
+
+
+def test_full_stops_alone_are_no_words():
+    assert normalizer("english")("...") == ""
+    assert normalizer("english")("...to mute. It costs $3.50") == "to mute it costs $3.50"
+
+
+@pytest.mark.parametrize(
+    ("data", "own"),
+    [
+        ("language: en", "english"),
+        ("language: de", "basic_marks"),
+        ("language: hi", "basic_marks"),
+        ("language: ja", "characters"),
+        ("task: translate, language: ja", "english"),
+        ("workers: 0", "basic_marks"),  # rows name their languages
+    ],
+)
+def test_a_recipe_that_names_none_gets_the_one_of_its_language(data, own, tmp_path):
+    text = (
+        "base: {model: openai/whisper-tiny}\n"
+        f"data: {{train: {{hub: a/b}}, validation: {{from_train: 0.1}}, "
+        f"test: {{from_train: 0.1}}, {data}}}\n"
+        "training: {epochs: 1, learning_rate: 1e-4}\nevaluation: {every: 1}\n"
+    )
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(tmp_path / "r.yaml").evaluation.normalizer == own
+    written = load_recipe(tmp_path / "r.yaml", ["evaluation.normalizer=raw"])
+    assert written.evaluation.normalizer == "raw"

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from peft_whisper.languages import UNSPACED_LANGUAGES
+
 if TYPE_CHECKING:
     from transformers import WhisperTokenizer
 
@@ -13,10 +15,6 @@ MAX_TOKENS = 448  # length of the decoder's position table in every published Wh
 TIMESTAMP_STEP_S = 0.02
 LAST_TIMESTAMP_S = 30.0
 ENGLISH_ONLY_VOCABULARY = 51_864  # one token fewer than the smallest multilingual model
-
-# Scripts written without spaces between words: OpenAI's own list (whisper/tokenizer.py,
-# split_to_word_tokens). Whisper's transcripts of all other languages begin with a space.
-UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,15 @@ class Labels:
         """The forced tokens of a row, from start-of-transcript to where the text begins.
 
         Raises ValueError where the model is multilingual and the row names no language, or one
-        that this tokenizer does not know.
+        that this tokenizer does not know; where it is English-only and the row is not.
         """
         ids = [self._start]
         if self.multilingual:
             if not language:
                 raise ValueError("a multilingual model needs a language: set data.language")
             ids += [self._id(f"<|{language}|>"), self._id(f"<|{self.task}|>")]
+        elif language not in (None, "en"):
+            raise ValueError(f"an English-only model can't learn {language}; take another")
         return ids if timestamps else [*ids, self._no_timestamps]
 
     def text(self, text: str, language: str | None) -> list[int]:
