@@ -19,7 +19,7 @@ from peft_whisper.environment import cores
 from peft_whisper.errors import run
 from peft_whisper.model.base import quiet_transformers
 from peft_whisper.recipe_yaml import load_recipe
-from peft_whisper.terminal import progress
+from peft_whisper.terminal import Terminal, progress
 
 CLIPS, SHARE, POINTS = 80, 1 / 3, 0.01
 BATCH = 16
@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="benchmarks/demo_bars.py", description=__doc__)
     made.add_argument("run", type=Path, nargs="?", default=Path("outputs/demo_cpu"))
     args = made.parse_args(argv)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Terminal()
     metrics = json.loads((args.run / "metrics.json").read_text(encoding="utf-8"))
     with quiet_transformers():
         plain = plain_wer(args.run, console)

@@ -25,6 +25,7 @@ from peft_whisper.files import write_json
 from peft_whisper.model.base import quiet_transformers
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import Session, open_session
+from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         "--repetitions", type=int, default=5, help="of each; odd numbers suit medians"
     )
     args = made.parse_args(argv)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Terminal()
     session = open_session(load_recipe(args.recipe), console)
     with quiet_transformers():
         seconds = measured(session, args.repetitions)

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from peft_whisper.errors import DataError, run
 from peft_whisper.files import staged_folder, write_json
+from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("--force", action="store_true", help="build again even if all is whole")
     args = made.parse_args(argv)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Terminal()
     if not args.force and is_whole(FOLDER):
         console.print(f"demo assets are ready in {FOLDER}/")
         return 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
+import shutil
 import sys
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
@@ -56,9 +58,13 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
     A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130; a reader
-    that closed our stdout (`| head`) is quiet. Any other exception keeps its traceback.
+    that closed our stdout (`| head`) is quiet; a file that can't be read or written is one line
+    with its name. Any other exception keeps its traceback.
     """
     code: str | int | None
+    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? and lives
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         code = main(None)
     except SystemExit as end:  # of argparse, after --help
@@ -66,13 +72,23 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     except UserError as error:
         print(_CONTROLS.sub("?", str(error)), file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        code = INTERRUPTED
     except BrokenPipeError:
         if not (_flush_failed() or _reader_is_gone()):
             raise  # some other pipe broke, for instance a loader process: that is news
         code = READER_GONE
+    except shutil.Error as error:  # of copytree: (source, target, reason) for each file
+        reasons = [str(reason) for *_, reason in error.args[0]]
+        print(f"{len(reasons)} files could not be copied: {reasons[0]}", file=sys.stderr)
+        code = NoRoomError.exit_code if "No space left" in reasons[0] else RecipeError.exit_code
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        code = NoRoomError.exit_code if full else RecipeError.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        code = INTERRUPTED
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -34,7 +35,10 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` (UTF-8) in one step."""
+    """Replace the file `path`, or the one that it links to, by `text` (UTF-8) in one step."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a device, for instance, must not be replaced
+        raise OSError(errno.EINVAL, "is there already and is no plain file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".staging-{os.getpid()}-{path.name}")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,25 +21,54 @@ if TYPE_CHECKING:
 BEFORE_TRAINING = {"recipe.yaml", "rejected.jsonl", "environment.json"}
 
 
-def claim(folder: Path, fresh: bool) -> None:
-    """Make `folder`; an earlier run there is kept: moved aside with `fresh`, else refused.
+def lock(folder: Path) -> None:
+    """Keep every other process from running into `folder`, for as long as this one lives."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows: nothing keeps two runs apart
+        return
+    held = os.open(folder.with_name(f".{folder.name}.lock"), os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(held)
+        raise StateError(
+            f"another run is writing to {folder}: wait for it, or add name=another"
+        ) from error
 
-    One that stopped before its first update has nothing to keep.
-    """
-    begun = (folder / "log.jsonl").exists()
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if begun or not names <= BEFORE_TRAINING:
-        if not fresh:
-            done = "a finished run" if (folder / "metrics.json").exists() else "an unfinished run"
-            raise StateError(
-                f"{folder} holds {done if begun else 'other files'}. Add --fresh to start over "
-                "(the old folder is moved aside), or name=another to keep both."
-            )
+
+def refuse_taken(folder: Path, fresh: bool) -> None:
+    """Raise StateError where `folder` holds something to keep and the user did not say `fresh`."""
+    if fresh or not _worth_keeping(folder):
+        return
+    if (folder / "metrics.json").exists():
+        holds = "a finished run"
+    else:
+        holds = "an unfinished run" if (folder / "log.jsonl").exists() else "other files"
+    raise StateError(
+        f"{folder} holds {holds}. Add --fresh to start over (the old folder is moved aside), or "
+        "name=another to keep both."
+    )
+
+
+def make_way(folder: Path) -> None:
+    """Make `folder` empty or new; what is worth keeping is moved aside, not lost."""
+    if _worth_keeping(folder):
         number = 1
         while (aside := folder.with_name(f"{folder.name}.old-{number}")).exists():
             number += 1
         folder.rename(aside)
+    for name in BEFORE_TRAINING:
+        (folder / name).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _worth_keeping(folder: Path) -> bool:
+    """Whether there is more than a run that stopped before its first update."""
+    if not folder.is_dir():
+        return folder.exists()
+    return not {path.name for path in folder.iterdir()} <= BEFORE_TRAINING
 
 
 def check_tracker(recipe: Recipe) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_whisper.errors import NoRoomError, RecipeError
+from peft_whisper.errors import DataError, NoRoomError, RecipeError
 from peft_whisper.files import write_json, write_jsonl
 from peft_whisper.recipe import MODULES, Recipe
 from peft_whisper.terminal import progress
@@ -109,10 +109,10 @@ def open_base(recipe: Recipe, weights: bool) -> tuple[Base, Labels, int]:
     base = find_base(recipe.base.model, recipe.base.revision, weights=weights)
     config = base.config()
     labels = Labels(base.tokenizer(), config.vocab_size, recipe.data.task)
-    if labels.multilingual and recipe.data.language is None:
+    if not labels.multilingual and recipe.data.language not in (None, "en"):
         raise RecipeError(
-            f"data.language: {recipe.base.model} is multilingual and its labels name the language "
-            "of each clip; write the language of the speech, for instance data.language=en"
+            f"data.language: {recipe.base.model} knows English only, found {recipe.data.language}; "
+            "take a multilingual base"
         )
     return base, labels, config.num_mel_bins
 
@@ -129,6 +129,31 @@ def open_session(recipe: Recipe, console: Console, *, weights: bool = True) -> S
     return Session(recipe, base, labels, n_mels, splits)
 
 
+def wordless(session: Session) -> list[str]:
+    """Sentences about held-out clips whose transcripts have no word once they are normalised.
+
+    Raises DataError where that leaves nothing to score a split against.
+    """
+    from peft_whisper.scoring.normalize import normalizer
+
+    rule, said = session.recipe.evaluation.normalizer, []
+    clean = normalizer(rule)
+    for name, clips in session.splits.items()[1:]:
+        empty = [clip for clip in clips if not clean(clip.text)]
+        shown = ", ".join(f'{clip.id} "{clip.text}"' for clip in empty[:3])
+        if len(empty) == len(clips):
+            raise DataError(
+                f"data.{name}: no transcript has a word after the {rule} normalizer ({shown}): "
+                "there is nothing to score against. Take other clips, or evaluation.normalizer=raw"
+            )
+        if empty:
+            said.append(
+                f"{len(empty)} of {len(clips)} {name} clips have no word after the {rule} "
+                f"normalizer ({shown}): what is heard in them counts as insertions"
+            )
+    return said
+
+
 def check_splits(session: Session, folder: Path, console: Console) -> None:
     """Write rejected.jsonl into `folder`, then refuse leaks and bad clips, and say what is odd."""
     from peft_whisper.data.audit import write_rejected
@@ -138,7 +163,7 @@ def check_splits(session: Session, folder: Path, console: Console) -> None:
     rejected = folder / "rejected.jsonl"
     write_rejected(rejected, session.splits.rejected)
     refuse_leaks_and_rejects(session.splits, session.recipe.data, str(rejected))
-    for note in session.splits.notes():
+    for note in [*session.splits.notes(), *wordless(session)]:
         console.print(f"note: {visible(note)}", style="yellow")
 
 
@@ -204,7 +229,7 @@ def write_scores(
     from peft_whisper.scoring.normalize import normalizer
 
     rules, seed = session.recipe.evaluation, session.recipe.seed
-    clean = normalizer(rules.normalizer)
+    clean = normalizer(session.recipe.evaluation.normalizer)
     clips = session.splits.test
     counted = {
         system: [measure(clip.text, heard[clip.id], clean) for clip in clips]
@@ -217,7 +242,9 @@ def write_scores(
         for number, clip in enumerate(clips)
     ]
     metrics: dict[str, Any] = {
-        system: summarize(utterances, rules.normalizer, rules.bootstrap, seed).as_dict()
+        system: summarize(
+            utterances, session.recipe.evaluation.normalizer, rules.bootstrap, seed
+        ).as_dict()
         for system, utterances in counted.items()
     }
     metrics["difference"] = difference(counted["base"], counted["tuned"], rules.bootstrap, seed)

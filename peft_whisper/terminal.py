@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,18 @@ from rich.progress import (
 )
 
 LINE_EVERY_S = 15.0
+
+
+class Terminal(Console):
+    """Plain lines, as wide as they are; when its reader goes (`| head`), work goes on unseen."""
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False):
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Rich would end the process here, in the middle of a training."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Task:

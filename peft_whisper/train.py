@@ -9,17 +9,25 @@ import argparse
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from peft_whisper.environment import cores, machine, peak_memory, versions
-from peft_whisper.errors import run
+from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json, write_text
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_yaml import dump_recipe, load_recipe
-from peft_whisper.run_folder import RunLog, check_tracker, claim, start_tracker
+from peft_whisper.run_folder import (
+    RunLog,
+    check_tracker,
+    lock,
+    make_way,
+    refuse_taken,
+    start_tracker,
+)
 from peft_whisper.session import (
     Session,
     check_splits,
@@ -30,13 +38,14 @@ from peft_whisper.session import (
     write_pages,
     write_scores,
 )
-from peft_whisper.terminal import progress
+from peft_whisper.terminal import Terminal, progress
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
     from peft_whisper.training.loop import Course, Result, Updater
+    from peft_whisper.training.optim import Masters
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,9 +71,11 @@ def main(argv: list[str] | None = None) -> int:
     recipe = load_recipe(args.recipe, args.overrides)
     folder = Path(recipe.output) / recipe.name
     check_tracker(recipe)
+    one_machine()
     if os.environ.get("RANK", "0") == "0":
-        claim(folder, args.fresh)
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+        lock(folder)
+        refuse_taken(folder, args.fresh)
+    console = Terminal()
     accelerator = start_accelerator(recipe.track, folder)
     start_tracker(accelerator, recipe)
     console.quiet = not accelerator.is_main_process
@@ -78,10 +89,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def one_machine() -> None:
+    """Raise RecipeError on several machines, whose disks do not hold the same files."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if here < world:
+        raise RecipeError(f"{world} processes, {here} of them here: train on one machine only")
+
+
 def start_accelerator(track: str | None = None, folder: Path | None = None) -> Accelerator:
     """One process per device; on a CPU torch gets the cores that `accelerate launch` withholds."""
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
     # Precision is the recipe's. Unless told that there is no card, accelerate would let several
     # processes on a CPU each believe to be the only one.
@@ -90,6 +110,8 @@ def start_accelerator(track: str | None = None, folder: Path | None = None) -> A
         cpu=not torch.accelerator.is_available(),
         log_with=track,
         project_dir=folder,
+        # The other processes wait while the first downloads and listens to every clip.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would halve the speed of two cores.
@@ -105,8 +127,9 @@ def open_everywhere(
 
     box: list[Any] = [None]
     if accelerator.is_main_process:
-        write_text(folder / "recipe.yaml", dump_recipe(recipe))
         box = [open_session(recipe, console)]
+        make_way(folder)
+        write_text(folder / "recipe.yaml", dump_recipe(recipe))
         check_splits(box[0], folder, console)
     broadcast_object_list(box)
     return box[0]
@@ -137,7 +160,7 @@ def train(
             updater,
             course,
             recipe.evaluation,
-            lambda: validate(session, model, accelerator),
+            lambda: validate(session, model, updater.masters, accelerator),
             keep,
             log,
         )
@@ -155,6 +178,13 @@ def make_course(session: Session, processes: int) -> Course:
     from peft_whisper.training.loop import Course, updates_of
 
     recipe, layout = session.recipe, session.layout(processes)
+    updates = updates_of(recipe.training, layout, len(session.splits.train))
+    if recipe.training.warmup >= updates:
+        raise RecipeError(
+            f"training.warmup ({recipe.training.warmup}) must be less than the run's updates "
+            f"({updates}, from {len(session.splits.train)} clips), or the learning rate never "
+            "arrives"
+        )
     return Course(
         clips=session.splits.train,
         labels=session.labels,
@@ -162,7 +192,7 @@ def make_course(session: Session, processes: int) -> Course:
         context=session.context,
         data=recipe.data,
         layout=layout,
-        updates=updates_of(recipe.training, layout, len(session.splits.train)),
+        updates=updates,
         seed=recipe.seed,
     )
 
@@ -186,8 +216,13 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     return Updater(accelerator, model, recipe.training, check), model
 
 
-def validate(session: Session, model: Any, accelerator: Accelerator) -> dict[str, Any]:
-    """Decode the validation split as the test will be decoded; rates, loops and empties."""
+def validate(
+    session: Session, model: Any, masters: Masters, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Decode the validation split as the test will be decoded; rates, loops and empties.
+
+    The adapter is folded in from its fp32 masters, as it will be once it is saved and loaded.
+    """
     from accelerate.utils import gather_object
 
     from peft_whisper.model.adapters import merged
@@ -198,13 +233,12 @@ def validate(session: Session, model: Any, accelerator: Accelerator) -> dict[str
     rank, world = accelerator.process_index, accelerator.num_processes
     clips = sorted(session.splits.validation, key=lambda clip: clip.duration_s)
     model.eval()
-    with merged(model):
+    with masters.exposed(), merged(model):
         heard = session.decoder(model).transcribe(clips[rank::world], session.context)
     texts = dict(gather_object(list(heard.items())))
-    rules = session.recipe.evaluation
-    clean = normalizer(rules.normalizer)
+    clean = normalizer(session.recipe.evaluation.normalizer)
     utterances = [measure(clip.text, texts[clip.id], clean) for clip in clips]
-    score = summarize(utterances, rules.normalizer, 0, session.recipe.seed)
+    score = summarize(utterances, session.recipe.evaluation.normalizer, 0, session.recipe.seed)
     names = ("wer", "mer", "cer", "loops", "empties")
     return {name: getattr(score, name) for name in names} | {"seconds": time.perf_counter() - began}
 
@@ -230,6 +264,7 @@ def record_start(session: Session, folder: Path, model: Any, console: Console | 
             "revision": base.revision,
             "fingerprint": base.fingerprint,
             "parameters": total - frozen,
+            "multilingual": session.labels.multilingual,
         },
         "data": data,
         "trainable_parameters": trained,

@@ -73,6 +73,7 @@ def scored(tmp_path: Path) -> Path:
             "revision": "abc",
             "fingerprint": "sha256:" + "0" * 64,
             "parameters": 37_760_256,
+            "multilingual": False,
         },
         "data": dict.fromkeys(("train", "validation", "test"), held),
         "trainable_parameters": 1000,

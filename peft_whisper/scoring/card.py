@@ -128,8 +128,8 @@ def _use(record: Record) -> str:
     """Ten lines of plain transformers (and peft) that transcribe a file."""
     data, call = record.recipe["data"], "input_features=features"
     base = record.environment["base"]["model"]
-    if not base.rstrip("/").endswith(".en"):
-        call += f", language={data['language']!r}, task={data['task']!r}"
+    if record.environment["base"]["multilingual"]:
+        call += f", language={data.get('language')!r}, task={data['task']!r}"
     code = USE_MODEL if record.recipe["adapter"]["method"] == "none" else USE_ADAPTER
     return code.replace("{base!r}", repr(base)).replace("{call}", call)
 

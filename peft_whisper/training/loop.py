@@ -232,11 +232,12 @@ def fit(
     best, meter, update = Selection(evaluation.metric), Meter(world), 0
     log({"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch})
     log({"event": "validation", "update": 0, "best": False} | validate())
+    began = time.perf_counter()
     for batches in stream_updates(course, rank):
-        began = time.perf_counter()
         scale = scale_at(update, course.updates, updater.training)
         update += 1
-        torch.manual_seed(course.seed * 1_000_003 + update)  # dropout depends on the update alone
+        # Dropout depends on the update and the process alone.
+        torch.manual_seed(course.seed * 1_000_003 + update + rank * 500_009)
         try:
             loss, norm = updater.step(batches, scale)
         except StateError as error:
@@ -250,12 +251,14 @@ def fit(
             "learning_rate": scale * updater.training.learning_rate,
         }
         log(row | meter.update(update, batches, time.perf_counter() - began))
+        began = time.perf_counter()  # loading the next batches counts
         if update % evaluation.every and update != course.updates:
             continue
         scores = validate()
         better = best.consider(update, scores[evaluation.metric])
         log({"event": "validation", "update": update, "best": better} | scores)
         keep(update, best.update)
+        began = time.perf_counter()
         if evaluation.patience and best.waited >= evaluation.patience:
             why = f"{evaluation.metric} no lower for {best.waited} validations"
             log({"event": "stop", "update": update, "reason": why})
