@@ -6,10 +6,13 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from peft_whisper.errors import RecipeError, StateError
 
 
 @contextmanager
@@ -32,6 +35,25 @@ def staged_folder(target: Path) -> Iterator[Path]:
             staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_new_folder(into: Path) -> None:
+    """Before long work: can the folder that --into names be made?
+
+    Raises RecipeError where it can't, StateError where something is there already.
+    """
+    if into.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise RecipeError(f"--into: {into} is the folder you are in; give the name of a new one")
+    if os.path.lexists(into) and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
+        raise StateError(f"{into} already exists and is not empty; give a new folder to --into")
+    there = next(folder for folder in into.absolute().parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".staging-{into.name}-", dir=there):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"--into: {into} can't be made in {there}: {error.strerror}; give another place"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

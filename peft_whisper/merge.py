@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from peft_whisper.errors import StateError, run
-from peft_whisper.files import staged_folder, write_json
+from peft_whisper.errors import RecipeError, StateError, run
+from peft_whisper.files import check_new_folder, staged_folder, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -44,19 +44,15 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     from peft_whisper.model.adapters import read_facts
-    from peft_whisper.model.base import find_base
 
     args = parser().parse_args(argv)
     facts = read_facts(args.adapter)
     if facts["method"] == "none":
         raise StateError(f"{args.adapter} holds a full model: there is no adapter to merge.")
-    if args.into.exists() and (not args.into.is_dir() or any(args.into.iterdir())):
-        raise StateError(f"{args.into} already exists; give a new folder to --into")
-    moved = args.base is not None
-    base = find_base(
-        args.base if moved else facts["base"]["model"],
-        None if moved else facts["base"]["revision"],
-    )
+    if facts["method"] == "merged":
+        raise StateError(f"{args.adapter} is already merged: it loads as a plain Whisper.")
+    check_new_folder(args.into)
+    base = base_of(facts, args.base)
     difference = merge(args.adapter, base, args.into)
     Console(highlight=False, markup=False, soft_wrap=True).print(
         f"merged into {args.into} (fp32): logits differ from the adapter's by at most "
@@ -65,19 +61,41 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def base_of(facts: dict[str, Any], moved_to: str | None) -> Base:
+    """The base that an adapter's `facts` name, or the one given in its place.
+
+    Raises RecipeError where it can't be found or used.
+    """
+    from peft_whisper.model.base import find_base
+
+    recorded = facts["base"]
+    try:
+        if moved_to is not None:
+            return find_base(moved_to)
+        return find_base(recorded["model"], recorded["revision"])
+    except RecipeError as error:
+        reason = str(error).removeprefix("base.model: ")
+        if moved_to is not None:
+            raise RecipeError(f"--base: {reason}") from error
+        raise RecipeError(
+            f"the adapter was trained on {recorded['model']}; if it has moved, give --base. "
+            f"What was found: {reason}"
+        ) from error
+
+
 def merge(adapter: Path, base: Base, target: Path) -> float:
     """Write the merged model to `target`; returns the largest difference of its logits.
 
     Raises StateError where the base is another one, where weights are not finite, or where the
     saved model's logits are not the adapter's; `target` is then not written.
     """
-
     from transformers import WhisperForConditionalGeneration
 
-    from peft_whisper.model.adapters import load_tuned, read_facts
+    from peft_whisper.model.adapters import check_trained, load_tuned, read_facts
     from peft_whisper.model.base import quiet_transformers
     from peft_whisper.training.checkpoint import copy_processor
 
+    check_trained(adapter, read_facts(adapter), base.fingerprint)
     tuned = load_tuned(base.load("float32"), base.fingerprint, adapter).eval()
     before = probe(tuned, base)
     whole = tuned.merge_and_unload()

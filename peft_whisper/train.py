@@ -260,7 +260,7 @@ def record_start(session: Session, folder: Path, model: Any, console: Console | 
         "versions": versions(),
         "machine": machine(),
         "base": {
-            "model": base.name,
+            "model": base.public_name,
             "revision": base.revision,
             "fingerprint": base.fingerprint,
             "parameters": total - frozen,

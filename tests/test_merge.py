@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import whispers
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_whisper import merge
-from peft_whisper.errors import StateError
-from peft_whisper.model.adapters import Adapter, attach, trainable
+from peft_whisper.errors import RecipeError, StateError
+from peft_whisper.model.adapters import Adapter, attach, load_tuned, read_facts, trainable
 from peft_whisper.model.base import find_base
 from peft_whisper.training import checkpoint
 from peft_whisper.training.optim import Masters
@@ -113,3 +114,80 @@ def test_an_adapter_folder_holds_what_other_tools_need(trained) -> None:
     }
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl"))]
     assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["task_type"] is None
+
+
+def refused(folder, kind, match, *more: str) -> None:
+    """Merging stops with one sentence and leaves nothing."""
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(kind, match=match) as caught:
+        merge.main([str(folder / "adapter"), "--into", str(folder / "m"), *more])
+    assert "\n" not in str(caught.value)
+    assert sorted(folder.rglob("*")) == before
+
+
+FACTS = '{"method": "lora", "base": {"model": "x", "revision": null}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("peft_whisper.json", "{"),
+        ("peft_whisper.json", "{}"),
+        ("peft_whisper.json", "[]"),
+        ("peft_whisper.json", FACTS),
+        ("adapter_config.json", None),
+        ("adapter_config.json", "{"),
+        ("adapter_config.json", "{}"),
+        ("adapter_model.safetensors", None),
+        ("adapter_model.safetensors", ""),
+        ("adapter_model.safetensors", 1000),
+    ],
+)
+def test_a_damaged_adapter_is_told_and_leaves_nothing(trained, name, content) -> None:
+    folder, _ = trained
+    path = folder / "adapter" / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:content] if content == 1000 else content.encode())
+    refused(folder, StateError, "adapter")
+    base = find_base(str(folder / "base"))
+    with pytest.raises(StateError):
+        load_tuned(base.load("float32"), base.fingerprint, folder / "adapter")
+    if name == "peft_whisper.json":
+        with pytest.raises(StateError, match=r"peft_whisper\.json"):
+            read_facts(folder / "adapter")
+
+
+def test_merging_again_is_told(trained) -> None:
+    folder, _ = trained
+    merge.main([str(folder / "adapter"), "--into", str(folder / "merged")])
+    with pytest.raises(StateError, match="is already merged"):
+        merge.main([str(folder / "merged"), "--into", str(folder / "m")])
+    base = find_base(str(folder / "base"))
+    load_tuned(base.load("float32"), base.fingerprint, folder / "merged")
+
+
+def test_a_base_that_is_gone_or_damaged_says_what_to_do(trained) -> None:
+    folder, _ = trained
+    (folder / "base").rename(folder / "moved")
+    wanted = rf"trained on {folder}/base; if it has moved, give --base"
+    refused(folder, RecipeError, wanted)
+    refused(folder, RecipeError, "^--base: .*nowhere", "--base", str(folder / "nowhere"))
+    (folder / "moved" / "config.json").unlink()
+    refused(folder, RecipeError, r"^--base: .*config\.json", "--base", str(folder / "moved"))
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    trained, monkeypatch, tmp_path
+) -> None:
+    folder, _ = trained
+    shutil.rmtree(folder / "base")  # so that the work could not even begin
+    (folder / "file").write_text("mine")
+    (folder / "empty").mkdir()
+    monkeypatch.chdir(folder / "empty")
+    before = sorted(folder.rglob("*"))
+    for into in (folder / "file" / "m", folder / "file" / "a" / "m", "/proc/m", ".", "x" * 300):
+        with pytest.raises(RecipeError, match=r"^--into: "):
+            merge.main([str(folder / "adapter"), "--into", str(into)])
+    assert sorted(folder.rglob("*")) == before

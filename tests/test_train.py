@@ -405,3 +405,13 @@ def test_a_reader_that_goes_away_does_not_end_a_training(place: Path) -> None:
     )
     assert b"Traceback" not in done.stderr
     assert (place / "outputs" / "headed" / "metrics.json").is_file()
+
+
+def test_a_base_elsewhere_is_published_by_its_name_alone(place: Path) -> None:
+    base = f"base.model={(place / 'base').resolve()}"
+    train(place, "tiny.yaml", "name=elsewhere", base, "training.updates=2", "evaluation.every=2")
+    run = place / "outputs" / "elsewhere"
+    for name in ("README.md", "environment.json", "adapter/adapter_config.json"):
+        text = (run / name).read_text(encoding="utf-8")
+        assert '"base"' in text or "base," in text
+        assert str(place.resolve()) not in text

@@ -44,8 +44,12 @@ def save(
     An adapter is written in PEFT's own format, a full fine-tune as a transformers model.
     """
     target = folder_of(checkpoints, update)
+    # Else peft asks the Hub, at each checkpoint, whether the base's vocabulary was extended.
+    adapter_only: dict[str, Any] = (
+        {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
+    )
     with staged_folder(target) as staging, masters.exposed(), quiet_transformers():
-        model.save_pretrained(str(staging))
+        model.save_pretrained(str(staging), **adapter_only)
         (staging / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
     return target
 
@@ -74,8 +78,16 @@ def publish(
 
 
 def copy_processor(base: Base, target: Path) -> None:
-    """Copy the base's tokenizer and feature extractor, and its whole generation config."""
+    """Copy the base's tokenizer and feature extractor, and its whole generation config.
+
+    A base without preprocessor_config.json gets the one of its number of mel bands.
+    """
     for name in PROCESSOR_FILES:
         if (base.folder / name).is_file():
             shutil.copyfile(base.folder / name, target / name)
+    if not (target / "preprocessor_config.json").is_file():
+        from transformers import WhisperFeatureExtractor
+
+        extractor = WhisperFeatureExtractor(feature_size=base.config().num_mel_bins)
+        extractor.save_pretrained(target)
     base.generation_config().save_pretrained(target)
