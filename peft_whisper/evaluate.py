@@ -26,13 +26,15 @@ from peft_whisper.session import (
     enough_memory,
     open_base,
     transcripts,
+    wordless,
     write_pages,
     write_scores,
 )
+from peft_whisper.terminal import Terminal
 
 TRAINED = ("adapter", "model")
 RECORDED: dict[str, tuple[str, ...]] = {  # of environment.json, what the report and card quote
-    "base": ("model", "revision", "fingerprint", "parameters"),
+    "base": ("multilingual", "model", "revision", "fingerprint", "parameters"),
     "data": ("train", "validation", "test"),
     "machine": ("cpu", "cores", "gpu"),
     "versions": (),
@@ -80,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
             "With changes to the recipe these would no longer be the scores of this run: add "
             "--into FOLDER to write them beside it."
         )
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Terminal()
     if args.into is None:
         again(recipe, args.run, tuned, console)
     else:
@@ -210,9 +212,10 @@ def open_scoring(recipe: Recipe, tuned: Path, console: Console) -> Session:
     check_trained(tuned, read_facts(tuned), base.fingerprint)
     splits = open_splits(recipe.data, labels.count, quiet=console.quiet)
     refuse_leaks_and_rejects(splits, recipe.data, "the page that `peft-whisper explore` makes")
-    for note in splits.notes():
+    session = Session(recipe, base, labels, n_mels, splits)
+    for note in [*splits.notes(), *wordless(session)]:
         console.print(f"note: {visible(note)}", style="yellow")
-    return Session(recipe, base, labels, n_mels, splits)
+    return session
 
 
 def record_test(target: Path, session: Session) -> None:

@@ -9,10 +9,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from peft_whisper.errors import RecipeError, StateError, run
 from peft_whisper.files import check_new_folder, staged_folder, write_json
+from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     check_new_folder(args.into)
     base = base_of(facts, args.base)
     difference = merge(args.adapter, base, args.into)
-    Console(highlight=False, markup=False, soft_wrap=True).print(
+    Terminal().print(
         f"merged into {args.into} (fp32): logits differ from the adapter's by at most "
         f"{difference:.2e}, base fingerprint {base.fingerprint[:19]}... as trained on"
     )

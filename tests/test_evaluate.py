@@ -153,3 +153,10 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(run: Path) -> No
     with pytest.raises(StateError, match="is not empty"):
         evaluate.main([str(run), "--into", str(run), gone])
     assert contents(run.parent) == before
+
+
+def test_speech_without_a_word_is_told_before_it_is_decoded(run: Path) -> None:
+    rows = [json.loads(line) for line in Path("test.jsonl").read_text().splitlines()]
+    told = "".join(json.dumps(row | {"text": "(laughs)"}) + "\n" for row in rows)
+    Path("laughs.jsonl").write_text(told, encoding="utf-8")
+    refused(run, DataError, "nothing to score against", "data.test.manifest=laughs.jsonl")
