@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.errors import DataError, NoRoomError, RecipeError
 from peft_whisper.files import write_json, write_jsonl
-from peft_whisper.recipe import MODULES, Recipe
+from peft_whisper.recipe import Recipe
+from peft_whisper.recipe_sections import MODULES
 from peft_whisper.terminal import progress
 
 if TYPE_CHECKING:

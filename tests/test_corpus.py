@@ -18,7 +18,7 @@ import soundfile
 from peft_whisper.data.audio import AudioError, load_wave
 from peft_whisper.data.corpus import Ids, Row, read_rows
 from peft_whisper.errors import DataError
-from peft_whisper.recipe import Source
+from peft_whisper.recipe_sections import Source
 
 DECOMPOSED = "Ge\u0301nie, A\u030angstro\u0308m, \u1100\u1161"  # NFD: letter, then its mark
 WORDS = {

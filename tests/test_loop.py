@@ -11,7 +11,7 @@ from peft_whisper.data.batches import Batch
 from peft_whisper.errors import StateError
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable
 from peft_whisper.model.encoder import whisper_of
-from peft_whisper.recipe import Training
+from peft_whisper.recipe_sections import Training
 from peft_whisper.training.loop import Selection, Updater
 
 CHOSEN = Adapter(4, 8, 0.0, range(2), range(2), ("q", "v", "fc1"))

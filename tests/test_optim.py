@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from peft_whisper.recipe import Training
+from peft_whisper.recipe_sections import Training
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
 
 

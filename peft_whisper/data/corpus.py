@@ -20,7 +20,7 @@ from peft_whisper.data.fields import (
 from peft_whisper.data.listing import read_listing, relative_to
 from peft_whisper.data.tables import TableCells, hub_table, parquet_table, table_rows
 from peft_whisper.errors import DataError
-from peft_whisper.recipe import Columns, Source
+from peft_whisper.recipe_sections import Columns, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from peft_whisper.data.audit import Clip
     from peft_whisper.data.labels import Labels
-    from peft_whisper.recipe import Data, Evaluation, Training
+    from peft_whisper.recipe_sections import Data, Evaluation, Training
 
 Log = Callable[[dict[str, Any]], None]
 

@@ -11,7 +11,7 @@ import torch
 from torch.nn import Parameter
 
 if TYPE_CHECKING:
-    from peft_whisper.recipe import Training
+    from peft_whisper.recipe_sections import Training
 
 
 class Masters:

@@ -1,0 +1,256 @@
+"""The sections of a recipe: every key with its type, range, default and purpose.
+
+The descriptions are also the JSON schema that editors show.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from peft_whisper.languages import Language
+
+MODULES = ("q", "k", "v", "out", "fc1", "fc2")
+MAX_POSITIONS = 1500  # encoder positions in 30 s, 20 ms each
+MAX_TOKENS = 448  # decoder positions of every Whisper
+
+Modules = Literal["all"] | tuple[str, ...]
+
+
+def _modules(value: object) -> Modules:
+    """Accept "all" or a list of distinct module kinds; raises ValueError."""
+    if value == "all":
+        return "all"
+    kinds = tuple(value) if isinstance(value, list | tuple) else ()
+    if kinds and len(set(map(str, kinds))) == len(kinds) and all(k in MODULES for k in kinds):
+        ordered = tuple(kind for kind in MODULES if kind in kinds)  # one meaning, one hash
+        return "all" if ordered == MODULES else ordered
+    raise ValueError(f"expected all, or a list of different kinds out of {', '.join(MODULES)}")
+
+
+_MODULES_SCHEMA = {
+    "anyOf": [
+        {"const": "all"},
+        {
+            "type": "array",
+            "items": {"enum": list(MODULES)},
+            "minItems": 1,
+            "uniqueItems": True,
+        },
+    ]
+}
+_LAYERS = r"^(all|none|top [1-9][0-9]{0,2}|[0-9]{1,3}-[0-9]{1,3})$"
+_LAYER_EXAMPLES = ["all", "none", "top 8", "0-7"]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that knows no other keys than its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Base(Section):
+    """The pretrained Whisper to start from."""
+
+    model: str = Field(min_length=1, description="Hub id or local folder of the Whisper to tune.")
+    revision: str | None = Field(
+        None, min_length=1, description="Commit or tag of the Hub model; pins what is downloaded."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="Type the weights are held in; bfloat16 halves their memory (adapters only).",
+    )
+
+
+class Columns(Section):
+    """What the source calls its columns."""
+
+    audio: str = Field("audio", min_length=1, description="Column with the sound.")
+    text: str = Field("text", min_length=1, description="Column with the transcript.")
+
+
+class Source(Section):
+    """A split's speech, from exactly one of hub, folder, manifest, parquet and from_train."""
+
+    hub: str | None = Field(None, min_length=1, description="Hub data set id.")
+    folder: str | None = Field(
+        None, min_length=1, description="Folder with audio files and metadata.csv or .jsonl."
+    )
+    manifest: str | None = Field(
+        None, min_length=1, description="JSONL or CSV file: audio, text, optional start, end, ..."
+    )
+    parquet: str | None = Field(None, min_length=1, description="Parquet file or folder of them.")
+    from_train: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the train source's transcripts held out; larger tests more surely.",
+    )
+    config: str | None = Field(None, min_length=1, description="Configuration of the Hub data set.")
+    split: str = Field("train", min_length=1, description="Split of the Hub data set to read.")
+    revision: str | None = Field(None, min_length=1, description="Commit of the Hub data set.")
+    streaming: bool = Field(
+        False, description="Read the Hub data set without downloading all of it first."
+    )
+    limit: int | None = Field(None, ge=1, description="Read at most this many rows; for trials.")
+    columns: Columns = Field(Columns(), description="Names of the source's columns.")
+
+
+class Data(Section):
+    """The speech, and how its rows become labels."""
+
+    train: Source = Field(description="What the model learns from.")
+    validation: Source = Field(description="What chooses the best checkpoint.")
+    test: Source = Field(description="What the final scores are read on, once.")
+    language: Language | None = Field(
+        None, description="Whisper code of the speech where a row names none, for instance en."
+    )
+    task: Literal["transcribe", "translate"] = Field(
+        "transcribe", description="Write in the language spoken, or in English."
+    )
+    timestamps: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of training rows labelled with timestamps; above 0 keeps them alive.",
+    )
+    channel: Literal["mean", "first", "loudest"] = Field(
+        "mean", description="What to make of several channels."
+    )
+    max_rejected: int | None = Field(
+        None,
+        ge=0,
+        description="More bad clips than this stop the run; null: 0 for local data, any for a Hub.",
+    )
+    note: str | None = Field(
+        None,
+        min_length=1,
+        description="Said beside every result, for instance: simulated throat microphone.",
+    )
+    workers: int = Field(
+        0, ge=0, le=256, description="Loader processes; more feed a fast card, each costs memory."
+    )
+
+
+class Adapter(Section):
+    """What is trained: a LoRA adapter beside the frozen base, or (none) every weight."""
+
+    method: Literal["lora", "none"] = Field("lora", description="none trains every weight.")
+    rank: int = Field(
+        32, ge=1, le=1280, description="Width of the adapter; higher learns more, costs memory."
+    )
+    alpha: int = Field(
+        64, ge=1, le=10_000, description="Adapter strength: its output is scaled by alpha / rank."
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of adapter inputs dropped; higher overfits less."
+    )
+    encoder_layers: str = Field(
+        "all",
+        description="Encoder layers to adapt: all, none, top 8, 0-7; fewer cost less compute.",
+        pattern=_LAYERS,
+        examples=_LAYER_EXAMPLES,
+    )
+    decoder_layers: str = Field(
+        "all",
+        description="Decoder layers to adapt: all, none, top 8, 0-7; fewer cost less compute.",
+        pattern=_LAYERS,
+        examples=_LAYER_EXAMPLES,
+    )
+    modules: Annotated[Modules, BeforeValidator(_modules), WithJsonSchema(_MODULES_SCHEMA)] = Field(
+        "all", description="Linear layers to adapt: all, or a list of q, k, v, out, fc1, fc2."
+    )
+
+
+class Context(Section):
+    """How long the encoder's input is; one position is 20 ms, 1500 are 30 s."""
+
+    margin_positions: int = Field(
+        64, ge=0, le=MAX_POSITIONS, description="Silence after the clip; too little makes loops."
+    )
+    jitter_positions: int = Field(
+        32, ge=0, le=MAX_POSITIONS, description="Random change of the margin in training, +-."
+    )
+    minimum_positions: int = Field(
+        256, ge=1, le=MAX_POSITIONS, description="Shortest encoder input; shorter is faster."
+    )
+    full_share: float = Field(
+        0.12,
+        ge=0,
+        le=1,
+        description="Share of steps at the full 30 s, so that padding tools work too.",
+    )
+
+
+class Training(Section):
+    """How the weights move."""
+
+    updates: int | None = Field(None, ge=1, description="Optimizer steps; or give epochs.")
+    epochs: float | None = Field(
+        None, gt=0, le=10_000, description="Passes over the training clips; or give updates."
+    )
+    batch: int = Field(
+        16, ge=1, le=4096, description="Clips per process and micro-step; higher costs memory."
+    )
+    accumulation: int = Field(
+        1, ge=1, le=4096, description="Micro-steps per update; a larger batch in equal memory."
+    )
+    micro_audio_s: float | None = Field(
+        None,
+        gt=0,
+        description="Most seconds of encoder input (padding too) in a micro-step: more are split, "
+        "with the same result; lower costs less memory.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="Type computed in; bf16 is faster and smaller on a recent card."
+    )
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
+        "adamw", description="8 bit holds the optimizer's state in a quarter of the memory."
+    )
+    learning_rate: float = Field(
+        gt=0, le=0.1, description="Highest step size; too high makes loops, too low learns slowly."
+    )
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Pull of the weights towards zero.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup: int = Field(0, ge=0, description="Updates over which the learning rate rises.")
+    max_grad_norm: float = Field(
+        1.0, gt=0, description="Gradients longer than this are shortened; lower is steadier."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations: far less memory, about a third more compute."
+    )
+
+
+class Evaluation(Section):
+    """How the model is judged, by real decoding."""
+
+    every: int = Field(ge=1, description="Updates between validations.")
+    metric: Literal["mer", "wer", "cer"] = Field(
+        "mer", description="Rate that chooses the best checkpoint; mer is bounded by 100 %."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many validations without improvement."
+    )
+    batch: int = Field(16, ge=1, le=4096, description="Clips decoded at once.")
+    normalizer: Literal["english", "basic", "basic_marks", "characters", "raw"] = Field(
+        "english",
+        description="What both texts pass through before words are compared; left out: english for "
+        "en, characters for scripts without spaces, else basic_marks.",
+    )
+    bootstrap: int = Field(
+        2000, ge=10, le=1_000_000, description="Resamples behind each 95 % interval."
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="New tokens per clip; null: the model's limit."
+    )
+
+
+class Checkpoints(Section):
+    """What is kept on disk."""
+
+    keep_last: int = Field(
+        2, ge=1, le=10_000, description="Checkpoints kept beside the best one; each takes disk."
+    )
