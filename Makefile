@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, a
 	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

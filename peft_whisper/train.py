@@ -77,10 +77,10 @@ def main(argv: list[str] | None = None) -> int:
         refuse_taken(folder, args.fresh)
     console = Terminal()
     accelerator = start_accelerator(recipe.track, folder)
-    start_tracker(accelerator, recipe)
     console.quiet = not accelerator.is_main_process
     console.print(f"{recipe.name}: {recipe.base.model} -> {folder}", style="bold")
     session = open_everywhere(recipe, folder, accelerator, console)
+    start_tracker(accelerator, recipe)
     with enough_memory():
         result, tuned = train(session, folder, accelerator, console)
         if accelerator.is_main_process:

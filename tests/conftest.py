@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from peft_whisper.demo import FOLDER, build, is_whole
@@ -21,11 +22,12 @@ def demo() -> Path:
     A machine without Debian's package tools can't have them, and skips; CI must not.
     """
     folder = REPOSITORY / FOLDER
-    if not is_whole(folder):
-        try:
-            build(folder, Console(quiet=True))
-        except DataError as error:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(str(error))
+    with FileLock(REPOSITORY / ".demo.lock"):  # several test processes need it at once
+        if not is_whole(folder):
+            try:
+                build(folder, Console(quiet=True))
+            except DataError as error:
+                if os.environ.get("CI"):
+                    raise
+                pytest.skip(str(error))
     return folder
