@@ -64,7 +64,8 @@ def measured(session: Session, repetitions: int) -> dict[tuple[str, str], tuple[
 
 def training(session: Session) -> tuple[Callable[[], object], Callable[[], object]]:
     """The product's own update of one batch, at its true length and at 30 s."""
-    from peft_whisper.train import make_updater, start_accelerator
+    from peft_whisper.assembly import make_updater
+    from peft_whisper.train import start_accelerator
 
     updater, _ = make_updater(session, start_accelerator())
     trimmed, full = (update(session, share) for share in (0.0, 1.0))

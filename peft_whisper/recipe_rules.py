@@ -124,16 +124,42 @@ def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             f"warmup ({warmup}) must be less than updates ({updates}), "
             "or the learning rate never arrives",
         )
-    if _section(tree, "base").get("dtype") == "bfloat16":
-        if training.get("precision", "fp32") == "fp32":
-            yield (
-                ("base", "dtype"),
-                "bfloat16 weights have lost the digits that training.precision fp32 computes "
-                "with; write training.precision: bf16, or base.dtype: float32",
-            )
-        if _section(tree, "adapter").get("method") == "none":
-            yield (
-                ("base", "dtype"),
-                "with adapter.method none the weights themselves are trained, and rounding to "
-                "bfloat16 loses most of their small updates; write float32",
-            )
+    share = str(training.get("recompute", "")).split("/")
+    if len(share) == 2 and all(map(str.isdecimal, share)) and int(share[0]) > int(share[1]):
+        yield (
+            ("training", "recompute"),
+            f"expected a share of the layers, at most 1/1; found {'/'.join(share)}",
+        )
+    yield from _precision(tree)
+
+
+def _precision(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """What the weights are held in, what is computed in, and what is trained."""
+    base, training = _section(tree, "base"), _section(tree, "training")
+    dtype, computed = base.get("dtype", "float32"), training.get("precision", "fp32")
+    everything = _section(tree, "adapter").get("method") == "none"
+    short = {"bfloat16": "bf16", "float16": "fp16"}.get(str(dtype))
+    if short and computed != short:
+        yield (
+            ("base", "dtype"),
+            f"{dtype} weights have lost the digits that training.precision {computed} computes "
+            f"with; write training.precision: {short}, or base.dtype: float32",
+        )
+    if everything and dtype == "float16":
+        yield (
+            ("base", "dtype"),
+            "with adapter.method none the weights themselves are trained, and float16 can't hold "
+            "them; write bfloat16 or float32",
+        )
+    if everything and dtype == "bfloat16" and "8bit" not in str(training.get("optimizer", "adamw")):
+        yield (
+            ("training", "optimizer"),
+            "bfloat16 weights that are trained themselves need an optimizer that rounds "
+            "stochastically; write adamw8bit or paged_adamw8bit, or base.dtype: float32",
+        )
+    if everything and base.get("quantize") is not None:
+        yield (
+            ("base", "quantize"),
+            f"{base['quantize']} weights are frozen: they can't be trained themselves; remove "
+            "base.quantize, or train an adapter (adapter.method: lora)",
+        )

@@ -41,6 +41,7 @@ _MODULES_SCHEMA = {
     ]
 }
 _LAYERS = r"^(all|none|top [1-9][0-9]{0,2}|[0-9]{1,3}-[0-9]{1,3})$"
+_RECOMPUTE = r"^(none|cheap|all|auto|[1-9][0-9]?/[1-9][0-9]?)$"
 _LAYER_EXAMPLES = ["all", "none", "top 8", "0-7"]
 
 
@@ -57,9 +58,14 @@ class Base(Section):
     revision: str | None = Field(
         None, min_length=1, description="Commit or tag of the Hub model; pins what is downloaded."
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
-        description="Type the weights are held in; bfloat16 halves their memory (adapters only).",
+        description="Type the weights are held in; 16 bits halve their memory.",
+    )
+    quantize: Literal["int8", "nf4"] | None = Field(
+        None,
+        description="Hold the frozen linear layers in 8 or 4 bits (bitsandbytes): a half or a "
+        "quarter of bfloat16's memory, slower; adapters only.",
     )
 
 
@@ -202,8 +208,9 @@ class Training(Section):
         description="Most seconds of encoder input (padding too) in a micro-step: more are split, "
         "with the same result; lower costs less memory.",
     )
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Type computed in; bf16 is faster and smaller on a recent card."
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="Type computed in; bf16 is faster and smaller on a recent card, fp16 on a T4.",
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
         "adamw", description="8 bit holds the optimizer's state in a quarter of the memory."
@@ -219,8 +226,13 @@ class Training(Section):
     max_grad_norm: float = Field(
         1.0, gt=0, description="Gradients longer than this are shortened; lower is steadier."
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations: far less memory, about a third more compute."
+    recompute: str = Field(
+        "none",
+        description="Activations computed again in backward instead of kept: none; cheap (norms, "
+        "GELU, casts); a share of the layers such as 1/3 or 2/3 (the others cheap); all; or auto, "
+        "the least that fits the card. More costs time and saves memory; the result is the same.",
+        pattern=_RECOMPUTE,
+        examples=["none", "cheap", "1/3", "2/3", "all", "auto"],
     )
 
 

@@ -178,7 +178,7 @@ def enough_memory() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise NoRoomError(
             f"the card's memory is too small: {str(error).splitlines()[0]} In training, lower "
-            "training.micro_audio_s (same result) or set training.gradient_checkpointing=true; in "
+            "training.micro_audio_s (same result) or set training.recompute=all; in "
             "decoding, lower evaluation.batch."
         ) from error
 

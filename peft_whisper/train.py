@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from peft_whisper.assembly import make_updater
 from peft_whisper.environment import cores, machine, peak_memory, versions
 from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json, write_text
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from peft_whisper.training.loop import Course, Result, Updater
+    from peft_whisper.training.loop import Course, Result
     from peft_whisper.training.optim import Masters
 
 
@@ -195,25 +196,6 @@ def make_course(session: Session, processes: int) -> Course:
         updates=updates,
         seed=recipe.seed,
     )
-
-
-def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, Any]:
-    """Load the base, attach what is trained, and build the optimizer around it."""
-    import torch
-
-    from peft_whisper.model.adapters import FirstBackwardCheck, attach, train_everything
-    from peft_whisper.training.loop import Updater
-
-    recipe, adapter = session.recipe, session.adapter()
-    whisper: Any = session.base.load(recipe.base.dtype)
-    whisper.to(accelerator.device)
-    torch.manual_seed(recipe.seed)  # LoRA's A matrices are random
-    model = train_everything(whisper) if adapter is None else attach(whisper, adapter)
-    if recipe.training.gradient_checkpointing:
-        # After attaching: enabled before, peft would make conv1's output ask for gradients.
-        whisper.activation_checkpointing_enable({"use_reentrant": False})
-    check = FirstBackwardCheck(whisper, adapter)
-    return Updater(accelerator, model, recipe.training, check), model
 
 
 def validate(

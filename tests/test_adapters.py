@@ -17,7 +17,7 @@ from peft_whisper.model.adapters import (
     trainable,
     trainable_count,
 )
-from peft_whisper.model.encoder import TokenLogits, whisper_of
+from peft_whisper.model.encoder import TokenLoss, whisper_of
 
 ALL = ("q", "k", "v", "out", "fc1", "fc2")
 
@@ -32,8 +32,8 @@ def tiny():
 
 def backward(model: torch.nn.Module) -> None:
     fed = torch.randint(100, (2, 5))
-    logits = TokenLogits(model)(torch.randn(2, 80, 512), fed, torch.arange(10))
-    logits.square().mean().backward()
+    targets = torch.randint(100, (10,))
+    TokenLoss(model)(torch.randn(2, 80, 512), fed, torch.arange(10), targets).backward()
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,14 @@ def test_merging_for_decoding_restores_the_base_bit_for_bit() -> None:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    logits = TokenLogits(model)
     mel, fed, index = torch.randn(1, 80, 512), torch.randint(100, (1, 4)), torch.arange(4)
+    batch = mel, fed, index, torch.randint(100, (4,))
+    loss = TokenLoss(model)
     with torch.inference_mode():
-        apart = logits(mel, fed, index)
+        apart = loss(*batch)
         with merged(model):
-            folded = logits(mel, fed, index)
+            folded = loss(*batch)
     assert torch.allclose(apart, folded, atol=1e-4)
-    assert not torch.equal(folded, TokenLogits(tiny())(mel, fed, index))
+    assert not torch.equal(folded, TokenLoss(tiny())(*batch))
     after = model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())

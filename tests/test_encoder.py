@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import whispers
+from torch.nn import functional as F
 
-from peft_whisper.model.encoder import TokenLogits, encode
+from peft_whisper.model.encoder import TokenLoss, encode
 
 
 @pytest.mark.parametrize(("n_mels", "kind"), [(80, ".en"), (128, "large-v3")])
@@ -45,11 +46,11 @@ def test_impossible_lengths_are_refused(frames: int) -> None:
         encode(model.model.encoder, torch.randn(1, 80, frames))
 
 
-def test_logits_only_where_tokens_are() -> None:
+def test_the_loss_is_that_of_the_stock_model_where_tokens_are() -> None:
     model = whispers.model(whispers.config())
     mel, fed = torch.randn(2, 80, 3000), torch.randint(100, (2, 5))
-    index = torch.tensor([0, 1, 2, 5, 6])
+    index, targets = torch.tensor([0, 1, 2, 5, 6]), torch.randint(100, (5,))
     with torch.inference_mode():
-        ours = TokenLogits(model)(mel, fed, index)
+        ours = TokenLoss(model)(mel, fed, index, targets)
         stock = model(input_features=mel, decoder_input_ids=fed).logits.flatten(0, 1)[index]
-    assert torch.allclose(ours, stock, atol=1e-5)
+    assert torch.allclose(ours, F.cross_entropy(stock, targets, reduction="sum"))

@@ -55,7 +55,12 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
     "seed": "7",
     "output": "outputs",
     "track": "tensorboard",
-    "base": {"model": "openai/whisper-tiny", "revision": "main", "dtype": "bfloat16"},
+    "base": {
+        "model": "openai/whisper-tiny",
+        "revision": "main",
+        "dtype": "bfloat16",
+        "quantize": "nf4",
+    },
     "data": {
         "train": HUB,
         "validation": {"manifest": "v.jsonl", "limit": "9"},
@@ -95,7 +100,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "schedule": "linear",
         "warmup": "5",
         "max_grad_norm": "0.5",
-        "gradient_checkpointing": "true",
+        "recompute": "2/3",
     },
     "evaluation": {
         "every": "20",
@@ -470,7 +475,14 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
         (["training={learning_rate: 1e-5}"], "training: .*found neither"),
         (["training.updates=5", "training.warmup=5"], "training.warmup: .*less than updates"),
         (["base.dtype=bfloat16"], "base.dtype: .*write training.precision: bf16"),
-        (["base.dtype=bfloat16", "adapter={method: none}"], "base.dtype: .*write float32"),
+        (["base.dtype=float16", "training.precision=bf16"], "base.dtype: .*precision: fp16"),
+        (["base.dtype=float16", "adapter={method: none}"], "base.dtype: .*write bfloat16 or"),
+        (
+            ["base.dtype=bfloat16", "training.precision=bf16", "adapter={method: none}"],
+            "training.optimizer: .*write adamw8bit",
+        ),
+        (["base.quantize=nf4", "adapter={method: none}"], "base.quantize: nf4 weights are frozen"),
+        (["training.recompute=3/2"], "training.recompute: expected a share .*found 3/2"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
@@ -488,6 +500,13 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
         ["context.jitter_positions=64"],
         ["training.updates=6", "training.warmup=5"],
         ["base.dtype=bfloat16", "training.precision=bf16"],
+        [
+            "base.dtype=bfloat16",
+            "adapter={method: none}",
+            "training.precision=bf16",
+            "training.optimizer=paged_adamw8bit",
+        ],
+        ["training.recompute=1/1"],
         ["data.test={hub: a/b, split: test}"],
     ],
 )
@@ -685,7 +704,7 @@ def test_an_override_of_a_source_displaces_what_the_file_said_about_it(tmp_path)
 
 
 def test_training_every_weight_displaces_the_adapters_sizes(tmp_path):
-    overrides = ["adapter.method=none", "base.dtype=float32"]
+    overrides = ["adapter.method=none", "base.quantize=null"]
     recipe = loaded(tmp_path, text_of(FULL), *overrides)
     assert settings(recipe)["adapter"] == {"method": "none"}
     report = refusal(tmp_path, text_of(FULL), *overrides, "adapter.rank=4")
@@ -813,7 +832,7 @@ def another(field: FieldInfo, value: str) -> str:
         return str(int(value) + 1)
     if kind is float:
         return str(float(value) / 2)
-    return {"top 8": "top 7", "0-7": "1-7"}.get(value, f"{value}x")
+    return {"top 8": "top 7", "0-7": "1-7", "2/3": "1/3"}.get(value, f"{value}x")
 
 
 def test_every_key_changes_the_hash(tmp_path):
@@ -823,7 +842,7 @@ def test_every_key_changes_the_hash(tmp_path):
         before = recipe_hash(loaded(tmp_path, text_of(tree)))
         parent, overrides = at(tree, path[:-1]), []
         if path == ("adapter", "method"):  # which takes the adapter's sizes with it
-            overrides = ["adapter={method: none}", "base.dtype=float32", "seed=7"]
+            overrides = ["adapter={method: none}", "base.quantize=null", "seed=7"]
         elif path == ("training", "precision"):
             overrides = ["training.precision=fp32", "base.dtype=float32"]
         else:

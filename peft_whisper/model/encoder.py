@@ -1,4 +1,4 @@
-"""The stock Whisper, run at the true length of a batch: encoder, and logits where tokens are."""
+"""The stock Whisper, run at the true length of a batch: encoder, and loss where tokens are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from peft_whisper.model.loss import summed_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -44,8 +46,8 @@ def whisper_of(model: nn.Module) -> WhisperForConditionalGeneration:
     return inside
 
 
-class TokenLogits(nn.Module):
-    """One training forward: log-mel and decoder input in, logits of the real tokens out.
+class TokenLoss(nn.Module):
+    """One training forward: log-mel and decoder input in, summed loss of the real tokens out.
 
     Logits are computed only at `index` (positions of the flattened decoder output that carry
     loss), so padding costs no vocabulary product.
@@ -55,11 +57,13 @@ class TokenLogits(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, mel: Tensor, decoder_input_ids: Tensor, index: Tensor) -> Tensor:
-        """(batch, mels, frames), (batch, t), (n,) -> (n, vocabulary)."""
+    def forward(
+        self, mel: Tensor, decoder_input_ids: Tensor, index: Tensor, targets: Tensor
+    ) -> Tensor:
+        """(batch, mels, frames), (batch, t), (n,), (n,) -> float32 scalar."""
         whisper = whisper_of(self.model)
         heard = encode(whisper.model.encoder, mel.to(whisper.model.encoder.conv1.weight.dtype))
         hidden = whisper.model.decoder(
             input_ids=decoder_input_ids, encoder_hidden_states=heard, use_cache=False
         ).last_hidden_state
-        return whisper.proj_out(hidden.flatten(0, 1)[index])
+        return summed_cross_entropy(hidden.flatten(0, 1)[index], whisper.proj_out.weight, targets)

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from peft_whisper.data.batches import Batch, Context, Layout, TrainingBatches, plan_epoch
 from peft_whisper.errors import StateError
 from peft_whisper.model.adapters import FirstBackwardCheck, trainable
-from peft_whisper.model.encoder import TokenLogits
+from peft_whisper.model.encoder import TokenLoss
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Updater:
         weights = next(model.parameters()).dtype
         self.masters = Masters(trainable(model), weights)
         self.autocast = training.precision == "bf16" and weights == torch.float32
-        self.forward = accelerator.prepare_model(TokenLogits(model))
+        self.forward = accelerator.prepare_model(TokenLoss(model))
         self.optimizer = build_optimizer(
             training.optimizer, self.masters, training.learning_rate, training.weight_decay
         )
@@ -135,8 +134,10 @@ class Updater:
             batch = batch.to(device)
             with sync:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-                    logits = self.forward(batch.mel, batch.decoder_input_ids, batch.index)
-                loss = F.cross_entropy(logits.float(), batch.targets, reduction="sum") / tokens
+                    summed = self.forward(
+                        batch.mel, batch.decoder_input_ids, batch.index, batch.targets
+                    )
+                loss = summed / tokens
                 (loss * world).backward()  # data-parallel wrappers average over processes
             total += loss.detach()
         return self.accelerator.reduce(total) if world > 1 else total

@@ -1,0 +1,35 @@
+"""A recipe's model made ready to train: base, adapter, recomputation, optimizer.
+
+The one way from a recipe to an Updater: training runs it, and the memory tracer runs it too, on
+tensors without storage, so what is planned is what will be trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from peft_whisper.session import Session
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from peft_whisper.training.loop import Updater
+
+
+def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, Any]:
+    """Load the base, attach what is trained, and build the optimizer around it."""
+    import torch
+
+    from peft_whisper.model.adapters import FirstBackwardCheck, attach, train_everything
+    from peft_whisper.training.loop import Updater
+
+    recipe, adapter = session.recipe, session.adapter()
+    whisper: Any = session.base.load(recipe.base.dtype)
+    whisper.to(accelerator.device)
+    torch.manual_seed(recipe.seed)  # LoRA's A matrices are random
+    model = train_everything(whisper) if adapter is None else attach(whisper, adapter)
+    if recipe.training.recompute == "all":
+        # After attaching: enabled before, peft would make conv1's output ask for gradients.
+        whisper.activation_checkpointing_enable({"use_reentrant": False})
+    check = FirstBackwardCheck(whisper, adapter)
+    return Updater(accelerator, model, recipe.training, check), model
