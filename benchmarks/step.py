@@ -9,7 +9,6 @@ The figures are measured; they are printed and written to benchmarks/results/<ma
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from peft_whisper.environment import machine, versions
+from peft_whisper.environment import machine, machine_name, versions
 from peft_whisper.errors import run
 from peft_whisper.files import write_json
 from peft_whisper.model.base import quiet_transformers
@@ -97,7 +96,10 @@ def update(session: Session, full_share: float) -> list[Batch]:
 
 def decoding(session: Session) -> tuple[Callable[[], object], Callable[[], object]]:
     """The product's own decoder with the base on one batch."""
-    decoder, clips = session.decoder(session.base.load(session.recipe.base.dtype)), batch(session)
+    decoder, clips = (
+        session.decoder(session.base.load(session.recipe.base.dtype, session.recipe.base.quantize)),
+        batch(session),
+    )
     return lambda: decoder.transcribe(clips, session.context), lambda: decoder.transcribe(
         clips, None
     )
@@ -122,7 +124,7 @@ def generating(session: Session) -> tuple[Callable[[], object], Callable[[], obj
     from peft_whisper.model.encoder import encode
     from peft_whisper.scoring.decode import greedy
 
-    model = session.base.load(session.recipe.base.dtype)
+    model = session.base.load(session.recipe.base.dtype, session.recipe.base.quantize)
     rules, clips = session.recipe.evaluation, batch(session)
     mel = features(clips, 1500, session.n_mels, lambda clip: load_wave(clip.audio))
     prefix = torch.tensor([session.labels.prefix(clip.language) for clip in clips])
@@ -170,14 +172,17 @@ def report(
     for (what, instead), (ours, theirs) in seconds.items():
         table.add_row(what, f"{ours:.3f}", instead, f"{theirs:.3f}", f"{theirs / ours:.1f}x")
     console.print(table)
-    facts = machine()
-    name = re.sub(r"[^a-z0-9]+", "-", f"{facts['cpu']}-{facts['cores']}-cores".lower()).strip("-")
     rows = [
         {"what": what, "instead": instead, "ours_s": ours, "instead_s": theirs}
         for (what, instead), (ours, theirs) in seconds.items()
     ]
-    facts = {"recipe": session.recipe.name, "machine": facts, "versions": versions(), "rows": rows}
-    write_json(RESULTS / name / "step.json", {"kind": "measured"} | facts)
+    facts = {
+        "recipe": session.recipe.name,
+        "machine": machine(),
+        "versions": versions(),
+        "rows": rows,
+    }
+    write_json(RESULTS / machine_name() / "step.json", {"kind": "measured"} | facts)
 
 
 if __name__ == "__main__":

@@ -21,15 +21,14 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     import torch
 
     from peft_whisper.model.adapters import FirstBackwardCheck, attach, train_everything
+    from peft_whisper.model.recompute import recompute
     from peft_whisper.training.loop import Updater
 
     recipe, adapter = session.recipe, session.adapter()
-    whisper: Any = session.base.load(recipe.base.dtype)
-    whisper.to(accelerator.device)
+    held = recipe.base
+    whisper: Any = session.base.load(held.dtype, held.quantize, accelerator.device)
     torch.manual_seed(recipe.seed)  # LoRA's A matrices are random
     model = train_everything(whisper) if adapter is None else attach(whisper, adapter)
-    if recipe.training.recompute == "all":
-        # After attaching: enabled before, peft would make conv1's output ask for gradients.
-        whisper.activation_checkpointing_enable({"use_reentrant": False})
+    recompute(whisper, recipe.training.recompute)
     check = FirstBackwardCheck(whisper, adapter)
     return Updater(accelerator, model, recipe.training, check), model

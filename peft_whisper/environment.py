@@ -1,9 +1,10 @@
-"""What a run was made with: versions, machine, peak memory. Nothing here names a path."""
+"""What a run was made with: versions, machine, memory. Nothing here names a path."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +21,12 @@ PACKAGES = (
     "soxr",
     "tokenizers",
     "safetensors",
+)
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",  # Windows
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
 )
 
 
@@ -54,6 +61,12 @@ def machine() -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": cores(), "threads": torch.get_num_threads(), "gpu": gpu}
 
 
+def machine_name() -> str:
+    """The machine as a folder's name: its processor and its number of cores."""
+    text = f"{_cpu()}-{cores()}-cores".lower()
+    return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+
+
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -79,3 +92,13 @@ def peak_memory() -> dict[str, Any]:
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
         "peak_kind": "resident memory of the process, measured",
     }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory ran out: a card's, or the computer's."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # torch's allocator on the CPU and NVIDIA's libraries have no exception of their own for it.
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)

@@ -48,6 +48,11 @@ class NoRoomError(UserError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """What `error` says, without the C++ stack that torch may put below."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 # What is quoted from a file must not move the terminal's cursor or change its colours.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it

@@ -154,8 +154,8 @@ def _precision(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
     if everything and dtype == "bfloat16" and "8bit" not in str(training.get("optimizer", "adamw")):
         yield (
             ("training", "optimizer"),
-            "bfloat16 weights that are trained themselves need an optimizer that rounds "
-            "stochastically; write adamw8bit or paged_adamw8bit, or base.dtype: float32",
+            "bfloat16 weights that are trained themselves need an optimizer that keeps what their "
+            "rounding cuts off; write adamw8bit or paged_adamw8bit, or base.dtype: float32",
         )
     if everything and base.get("quantize") is not None:
         yield (

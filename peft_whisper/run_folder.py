@@ -120,6 +120,13 @@ class RunLog:
                 f"MER {row['mer']:6.1%}  CER {row['cer']:7.1%}  loops {row['loops']}  "
                 f"empty {row['empties']}  {'best so far' if row['best'] else ''}"
             )
+        elif row["event"] == "out_of_memory":
+            self.console.print(
+                f"note: update {row['update']}: {row['clips']} clips x {row['positions']} encoder "
+                f"positions did not fit into memory (peak {row['peak_bytes'] / 1e9:.1f} GB); the "
+                "update is repeated in halves, and batches as large are halved from here on",
+                style="yellow",
+            )
         elif row["event"] == "stop":
             self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
 

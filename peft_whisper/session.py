@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_whisper.errors import DataError, NoRoomError, RecipeError
+from peft_whisper.environment import is_out_of_memory
+from peft_whisper.errors import DataError, NoRoomError, RecipeError, first_line
 from peft_whisper.files import write_json, write_jsonl
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_sections import MODULES
@@ -79,8 +80,11 @@ class Session:
 
     def decoder(self, model: torch.nn.Module) -> Decoder:
         """The one way this run decodes, in validation as in the final test."""
+        import torch
+
         from peft_whisper.model.encoder import whisper_of
         from peft_whisper.scoring.decode import Decoder
+        from peft_whisper.training.precision import autocast_dtype
 
         recipe = self.recipe
         return Decoder(
@@ -91,7 +95,7 @@ class Session:
             channel=recipe.data.channel,
             batch=recipe.evaluation.batch,
             max_tokens=recipe.evaluation.max_tokens,
-            autocast=recipe.training.precision == "bf16" and recipe.base.dtype == "float32",
+            autocast=autocast_dtype(recipe.training.precision, getattr(torch, recipe.base.dtype)),
         )
 
     def test_wave(self, clip_id: str) -> np.ndarray:
@@ -170,16 +174,16 @@ def check_splits(session: Session, folder: Path, console: Console) -> None:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Turn a card's out of memory into NoRoomError with what to change."""
-    import torch
-
+    """Turn out of memory, a card's or the computer's, into NoRoomError with what to change."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise NoRoomError(
-            f"the card's memory is too small: {str(error).splitlines()[0]} In training, lower "
-            "training.micro_audio_s (same result) or set training.recompute=all; in "
-            "decoding, lower evaluation.batch."
+            f"memory is too small: {first_line(error)} In training, lower "
+            "training.micro_audio_s (same result) or set training.recompute=all; in decoding, "
+            "lower evaluation.batch."
         ) from error
 
 
@@ -204,8 +208,8 @@ def transcripts(session: Session, tuned: Path, device: str, console: Console) ->
     from peft_whisper.model.adapters import load_tuned, merged
 
     clips = session.splits.test
-    base: Any = session.base.load(session.recipe.base.dtype)
-    base.to(device)
+    held = session.recipe.base
+    base: Any = session.base.load(held.dtype, held.quantize, device)
     texts: Transcripts = {}
     with progress(console, "decoding the test split", 4 * len(clips)) as task:
 

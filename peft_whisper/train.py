@@ -168,7 +168,9 @@ def train(
     method = recipe.adapter.method
     target = folder / ("model" if method == "none" else "adapter")
     if accelerator.is_main_process:
-        facts = {"method": method, "update": result.best.update}
+        facts: dict[str, Any] = {"method": method, "update": result.best.update}
+        if recipe.base.quantize is not None:
+            facts["quantize"] = recipe.base.quantize
         checkpoint.publish(checkpoints, result.best.update, target, session.base, facts)
     model.to("cpu")  # the final test loads from disk and wants the card's memory
     return result, target
@@ -230,9 +232,10 @@ def record_start(session: Session, folder: Path, model: Any, console: Console | 
     if console is None:
         return
     from peft_whisper.model.adapters import trainable_count
+    from peft_whisper.model.quantized import parameter_count
 
     base, splits = session.base, session.splits
-    total = sum(p.numel() for p in model.parameters())
+    total = parameter_count(model)
     trained = trainable_count(model)
     data: dict[str, Any] = {name: data_facts(clips) for name, clips in splits.items()}
     if session.recipe.data.note:

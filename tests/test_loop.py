@@ -12,7 +12,8 @@ from peft_whisper.errors import StateError
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable
 from peft_whisper.model.encoder import encode, whisper_of
 from peft_whisper.recipe_sections import Training
-from peft_whisper.training.loop import Selection, Updater
+from peft_whisper.training.loop import Updater
+from peft_whisper.training.tally import Selection
 
 CHOSEN = Adapter(4, 8, 0.0, range(2), range(2), ("q", "v", "fc1"))
 
@@ -43,7 +44,7 @@ def batch_of(clips: list[tuple[int, torch.Tensor, list[int]]], positions: int = 
         index=torch.tensor(index),
         targets=torch.tensor([token for _, _, tokens in clips for token in tokens]),
         clip_ids=tuple(f"clip-{number}" for number, _, _ in clips),
-        audio_s=float(len(clips)),
+        durations_s=(1.0,) * len(clips),
     )
 
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
+import bitsandbytes as bnb
 import pytest
 import torch
+import whispers
+from safetensors.torch import load_file
 from torch.nn import Parameter
+from transformers import WhisperForConditionalGeneration
 
+from peft_whisper.errors import RecipeError
+from peft_whisper.model.adapters import train_everything, trainable
 from peft_whisper.recipe_sections import Training
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
+from peft_whisper.training.split import SplitAdamW8bit
 
 
 def test_bf16_weights_move_by_less_than_their_own_rounding() -> None:
@@ -41,6 +51,81 @@ def test_saving_sees_fp32_and_training_goes_on_in_bf16() -> None:
         assert weight.dtype == torch.float32
         assert weight[0, 0].item() == pytest.approx(1.0001, abs=1e-7)
     assert weight.dtype == torch.bfloat16
+
+
+def whole_model() -> tuple[WhisperForConditionalGeneration, Masters]:
+    """A Whisper in bf16, trained itself; each tensor's master is a little off its rounding."""
+    model = train_everything(whispers.model(whispers.config()).bfloat16())
+    masters = Masters(trainable(model), torch.bfloat16, in_place=True)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for master in masters.fp32:
+            if master.dtype == torch.float32:
+                master.add_(torch.randn_like(master))
+    masters.publish()
+    return model, masters
+
+
+def test_trained_in_place_only_small_tensors_have_masters() -> None:
+    model, masters = whole_model()
+    large = {name for name, p in trainable(model).items() if p.ndim >= 2 and p.numel() >= 4096}
+    assert large == {"model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight"}
+    for name, parameter in trainable(model).items():
+        assert (masters.named[name] is parameter) == (name in large)
+        assert masters.named[name].dtype == (torch.bfloat16 if name in large else torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_gradients_of_large_matrices_stay_bf16() -> None:
+    """A whole fp32 copy of them would be 5.7 GiB in Large V3."""
+    _, masters = whole_model()
+    for parameter in masters.model:
+        parameter.grad = torch.ones_like(parameter)
+    masters.take_gradients()
+    assert all(master.grad.dtype == master.dtype for master in masters.fp32)
+    count = sum(master.numel() for master in masters.fp32)
+    norm = torch.nn.utils.clip_grad_norm_(masters.fp32, 1.0)
+    assert float(norm) == pytest.approx(count**0.5, rel=0.01)
+
+
+def test_trained_in_place_decodes_in_one_dtype_and_saves_without_loss(tmp_path: Path) -> None:
+    """And the saved file, loaded in bf16 again, is what was decoded."""
+    model, masters = whole_model()
+    with masters.exposed():
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    with masters.exposed(saving=True):
+        model.save_pretrained(tmp_path)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    held = load_file(tmp_path / "model.safetensors")
+    for name, master in masters.named.items():
+        assert torch.equal(held[name], master)
+    loaded = WhisperForConditionalGeneration.from_pretrained(tmp_path, dtype=model.dtype)
+    for one, other in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_adapters_keep_the_optimizer_of_bitsandbytes() -> None:
+    parameters = {"w": Parameter(torch.ones(64, 64))}
+    adapter = build_optimizer("adamw8bit", Masters(parameters, torch.bfloat16), 1e-3, 0.0)
+    assert type(adapter) is bnb.optim.AdamW8bit
+    parameters = {"w": Parameter(torch.ones(64, 64, dtype=torch.bfloat16))}
+    masters = Masters(parameters, torch.bfloat16, in_place=True)
+    assert type(build_optimizer("adamw8bit", masters, 1e-3, 0.0)) is SplitAdamW8bit
+
+
+def test_paging_on_the_cpu_is_quietly_none() -> None:
+    masters = Masters({"w": Parameter(torch.ones(400, 400))}, torch.float32)
+    optimizer = build_optimizer("paged_adamw8bit", masters, 1e-3, 0.0)
+    masters.fp32[0].grad = torch.ones(400, 400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+
+
+def test_a_device_without_8_bit_updates_is_refused() -> None:
+    masters = Masters({"w": Parameter(torch.ones(2, 2, device="meta"))}, torch.float32)
+    with pytest.raises(RecipeError, match=r"^training.optimizer: adamw8bit .* meta; write adamw"):
+        build_optimizer("adamw8bit", masters, 1e-3, 0.0)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "paged_adamw8bit"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -141,14 +141,49 @@ class Batch:
     index: torch.Tensor  # int64 (n,)
     targets: torch.Tensor  # int64 (n,)
     clip_ids: tuple[str, ...]
-    audio_s: float
+    durations_s: tuple[float, ...]  # of each clip, without padding
+
+    @property
+    def audio_s(self) -> float:
+        return sum(self.durations_s)
+
+    @property
+    def positions(self) -> int:
+        """Encoder positions (20 ms each) of every clip, padding included."""
+        return self.mel.shape[-1] // 2
 
     def to(self, device: torch.device) -> Batch:
         tensors = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("mel", "decoder_input_ids", "index", "targets")
         }
-        return Batch(**tensors, clip_ids=self.clip_ids, audio_s=self.audio_s)
+        return replace(self, **tensors)
+
+    def split(self) -> tuple[Batch, Batch]:
+        """Halves, in order, the first the larger; labels are padded to the longest of each half.
+
+        Raises ValueError where there is one clip alone.
+        """
+        count = len(self.clip_ids)
+        if count == 1:
+            raise ValueError(f"clip {self.clip_ids[0]} is alone: there is nothing to split")
+        middle = -(-count // 2)
+        return self._rows(0, middle), self._rows(middle, count)
+
+    def _rows(self, first: int, end: int) -> Batch:
+        """The clips from `first` to before `end`, at the same encoder positions."""
+        width = self.decoder_input_ids.shape[1]
+        rows, columns = self.index // width, self.index % width
+        here = (rows >= first) & (rows < end)
+        longest = int(columns[here].max()) + 1
+        return Batch(
+            mel=self.mel[first:end],
+            decoder_input_ids=self.decoder_input_ids[first:end, :longest],
+            index=(rows[here] - first) * longest + columns[here],
+            targets=self.targets[here],
+            clip_ids=self.clip_ids[first:end],
+            durations_s=self.durations_s[first:end],
+        )
 
 
 def pad_waves(waves: Sequence[np.ndarray], positions: int) -> torch.Tensor:
@@ -235,5 +270,5 @@ def collate(mel: torch.Tensor, rows: Sequence, pad: int, clips: Sequence[Clip]) 
         index=torch.tensor(index),
         targets=torch.tensor(targets),
         clip_ids=tuple(clip.id for clip in clips),
-        audio_s=float(sum(clip.duration_s for clip in clips)),
+        durations_s=tuple(clip.duration_s for clip in clips),
     )

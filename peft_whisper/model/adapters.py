@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_whisper.environment import is_out_of_memory
 from peft_whisper.errors import RecipeError, StateError
 from peft_whisper.model.base import quiet_transformers, tensor_shapes
 
@@ -80,7 +81,10 @@ def attach(model: WhisperForConditionalGeneration, adapter: Adapter) -> PeftMode
 
     task_type stays unset: SEQ_2_SEQ_LM would make peft's forward ask for input_ids (peft#1988).
     """
+    import torch
     from peft import LoraConfig, get_peft_model
+
+    from peft_whisper.model.lora import Linear
 
     config = LoraConfig(
         r=adapter.rank,
@@ -88,6 +92,7 @@ def attach(model: WhisperForConditionalGeneration, adapter: Adapter) -> PeftMode
         lora_dropout=adapter.dropout,
         target_modules=adapter.pattern(),
     )
+    config._register_custom_module({torch.nn.Linear: Linear})
     with quiet_transformers():
         wrapped = get_peft_model(model, config)
     expected = expected_parameters(model, adapter)
@@ -128,12 +133,16 @@ def merged(model: Any) -> Iterator[None]:
     """Decode with the adapter folded into the base, then put the base back bit for bit.
 
     Folding and unfolding by arithmetic would leave rounding in the base, so the weights that are
-    touched are kept aside (in host memory) and copied back.
+    touched are kept aside (in host memory) and copied back. A quantised base can't take the sum
+    without losing most of it: there the adapter stays beside.
     """
-    if not hasattr(model, "peft_config"):
+    import torch
+
+    from peft_whisper.model.quantized import is_quantized
+
+    if not hasattr(model, "peft_config") or is_quantized(model):
         yield
         return
-    import torch
 
     layers = [m for m in model.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
     kept = [layer.base_layer.weight.detach().to("cpu", copy=True) for layer in layers]
@@ -210,15 +219,14 @@ def load_tuned(
     check_trained(folder, facts, fingerprint)
     if facts["method"] != "lora":
         return type(model).from_pretrained(folder, dtype=model.dtype, attn_implementation="sdpa")
-    import torch
     from peft import PeftModel
 
     try:
         with quiet_transformers():
             return PeftModel.from_pretrained(model, str(folder))
-    except torch.OutOfMemoryError:  # a RuntimeError too, but not the adapter's fault
-        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):  # a RuntimeError too, but not the adapter's fault
+            raise
         said = " ".join(str(error).split())[:200]
         raise StateError(f"{folder}: peft can't load this adapter ({said}). {AGAIN}") from error
 

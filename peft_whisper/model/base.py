@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from peft_whisper.errors import RecipeError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import (
         GenerationConfig,
         WhisperConfig,
@@ -195,11 +196,14 @@ class Base:
             del config.forced_decoder_ids
         return config
 
-    def load(self, dtype: str) -> WhisperForConditionalGeneration:
-        """Load the weights as `dtype` ("float32" or "bfloat16"), whatever the checkpoint holds.
+    def load(
+        self, dtype: str, quantize: str | None = None, device: torch.device | str = "cpu"
+    ) -> WhisperForConditionalGeneration:
+        """Load the weights onto `device` as `dtype` ("float32", "bfloat16" or "float16").
 
-        Dropout, layer drop and SpecAugment of the pretraining configuration are off; every
-        parameter is frozen.
+        Whatever the checkpoint holds. With `quantize` ("int8" or "nf4") the linear layers are held
+        in it. Dropout, layer drop and SpecAugment of the pretraining configuration are off; every
+        parameter is frozen. Raises RecipeError where `device` can't hold what `quantize` asks for.
         """
         import torch
         from transformers import WhisperForConditionalGeneration
@@ -221,7 +225,12 @@ class Base:
         model.generation_config = self.generation_config()
         # What an adapter's config names as its base; not the download cache's path.
         model.name_or_path = model.config._name_or_path = self.public_name
-        return model.requires_grad_(False).eval()
+        frozen: Any = model.requires_grad_(False).eval()
+        if quantize is not None:
+            from peft_whisper.model import quantized
+
+            quantized.quantize(frozen, quantize, device)
+        return frozen.to(device)
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:
@@ -278,13 +287,13 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
         hint = "; `python -m peft_whisper.demo` makes it" if made_by_demo else ""
         raise RecipeError(f"base.model: {name} is not a folder{hint}")
     else:
-        folder = _download(name, revision, SMALL_FILES + WEIGHT_FILES * weights)
+        folder = download(name, revision, SMALL_FILES + WEIGHT_FILES * weights)
         found = Base(name, folder.name, folder)
     found.check(weights=weights)
     return found
 
 
-def _download(name: str, revision: str | None, files: list[str]) -> Path:
+def download(name: str, revision: str | None, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

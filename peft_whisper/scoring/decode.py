@@ -31,6 +31,7 @@ class Decoder:
     """Everything decoding needs besides the clips.
 
     `max_tokens`: new tokens per clip at most; None for the model's own limit of 448 with prefix.
+    `autocast`: type that matrices are multiplied in; None for that of the weights.
     """
 
     whisper: WhisperForConditionalGeneration
@@ -40,7 +41,7 @@ class Decoder:
     channel: str
     batch: int
     max_tokens: int | None
-    autocast: bool = False
+    autocast: torch.dtype | None = None
 
     def transcribe(
         self,
@@ -60,20 +61,29 @@ class Decoder:
         return texts
 
     def _decode(self, clips: Sequence[Clip], positions: int) -> list[list[int]]:
-        device = self.whisper.device
         mel = features(
             clips, positions, self.n_mels, lambda clip: load_wave(clip.audio, self.channel)
         )
         prefix = torch.tensor([self.labels.prefix(clip.language) for clip in clips])
+        room = MAX_TOKENS - prefix.shape[1]
+        limit = room if self.max_tokens is None else min(room, self.max_tokens)
+        return self.tokens(mel, prefix, limit)
+
+    def tokens(self, mel: torch.Tensor, prefix: torch.Tensor, limit: int) -> list[list[int]]:
+        """At most `limit` token ids of each clip after `prefix`.
+
+        Args:
+            mel: (batch, mels, 2 * positions).
+            prefix: int64 (batch, p).
+        """
+        device = self.whisper.device
         with (
             torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=self.autocast),
+            torch.autocast(device.type, self.autocast, enabled=self.autocast is not None),
         ):
             encoder = self.whisper.model.encoder
-            parts = mel.split(max(1, ENCODED_POSITIONS // positions))
+            parts = mel.split(max(1, ENCODED_POSITIONS * 2 // mel.shape[-1]))
             heard = torch.cat([encode(encoder, part.to(encoder.conv1.weight)) for part in parts])
-            room = MAX_TOKENS - prefix.shape[1]
-            limit = room if self.max_tokens is None else min(room, self.max_tokens)
             return greedy(self.whisper, heard, prefix.to(device), self.generation, limit)
 
 

@@ -76,6 +76,9 @@ class Record:
             ("base revision", facts["base"]["revision"] or "a local folder"),
             ("base fingerprint", facts["base"]["fingerprint"][:23] + "..."),
         ]
+        quantized = self.recipe["base"].get("quantize")
+        if quantized:
+            rows.append(("base held in", f"{quantized}, in training and for these scores"))
         for split in ("train", "validation", "test"):
             held = facts["data"][split]
             rows.append((f"{split} speech", f"{held['clips']:,} clips, {held['hours']:.2f} h"))

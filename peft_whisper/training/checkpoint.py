@@ -39,8 +39,9 @@ def save(
     model: PreTrainedModel | PeftModel,
     masters: Masters,
 ) -> Path:
-    """Write the trained weights (fp32, safetensors) of one update; whole or not at all.
+    """Write the trained weights (safetensors) of one update; whole or not at all.
 
+    They are fp32, but for the matrices of a full fine-tune in bfloat16, which are as they are.
     An adapter is written in PEFT's own format, a full fine-tune as a transformers model.
     """
     target = folder_of(checkpoints, update)
@@ -48,7 +49,7 @@ def save(
     adapter_only: dict[str, Any] = (
         {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     )
-    with staged_folder(target) as staging, masters.exposed(), quiet_transformers():
+    with staged_folder(target) as staging, masters.exposed(saving=True), quiet_transformers():
         model.save_pretrained(str(staging), **adapter_only)
         (staging / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
     return target

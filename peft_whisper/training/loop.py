@@ -12,10 +12,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from peft_whisper.data.batches import Batch, Context, Layout, TrainingBatches, plan_epoch
-from peft_whisper.errors import StateError
+from peft_whisper.environment import is_out_of_memory
+from peft_whisper.errors import NoRoomError, StateError, first_line
 from peft_whisper.model.adapters import FirstBackwardCheck, trainable
-from peft_whisper.model.encoder import TokenLoss
+from peft_whisper.model.encoder import TokenLoss, whisper_of
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
+from peft_whisper.training.precision import LossScale, autocast_dtype
+from peft_whisper.training.room import DoesNotFitError, Room, empty_caches
+from peft_whisper.training.tally import Meter, Selection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,39 +94,86 @@ class Updater:
     ):
         self.accelerator, self.training = accelerator, training
         self.first_check: FirstBackwardCheck | None = first_check
-        weights = next(model.parameters()).dtype
-        self.masters = Masters(trainable(model), weights)
-        self.autocast = training.precision == "bf16" and weights == torch.float32
+        weights = whisper_of(model).dtype
+        in_place = not hasattr(model, "peft_config")
+        self.masters = Masters(trainable(model), weights, in_place=in_place)
+        self.autocast = autocast_dtype(training.precision, weights)
+        self.loss_scale = LossScale() if training.precision == "fp16" else None
+        self.room = Room(training, accelerator.num_processes)
         self.forward = accelerator.prepare_model(TokenLoss(model))
         self.optimizer = build_optimizer(
             training.optimizer, self.masters, training.learning_rate, training.weight_decay
         )
 
-    def step(self, batches: list[Batch], scale: float) -> tuple[float, float]:
-        """Train on one update's micro-batches; returns loss per token and gradient norm."""
+    def step(
+        self, batches: list[Batch], scale: float, log: Log = lambda _row: None
+    ) -> tuple[float, float]:
+        """Train on one update's micro-batches; returns loss per token and gradient norm.
+
+        Where memory runs out, or float16 overflows, the update is begun again from the same random
+        seed, in smaller micro-batches or at a smaller loss scale; `log` gets the event.
+
+        Raises StateError where loss or gradients are not finite, and NoRoomError where not even
+        one clip fits. Nothing is updated then.
+        """
         self.forward.train()
-        loss = self.backward(batches)
-        self.masters.take_gradients()
-        if self.first_check:
-            self.first_check.finish(self.masters.named)
-            self.first_check = None
-        norm = torch.nn.utils.clip_grad_norm_(self.masters.fp32, self.training.max_grad_norm)
-        values = torch.stack([loss, norm.to(loss)]).tolist()
-        if not all(map(_finite, values)):
+        loss, norm = self._gradients(batches, log)
+        if not (_finite(loss) and _finite(norm)):
             clips = ", ".join(clip for batch in batches for clip in batch.clip_ids)
+            at_scale = f" and loss scale {self.loss_scale.value:g}" if self.loss_scale else ""
             raise StateError(
-                f"loss {values[0]}, gradient norm {values[1]} at learning rate "
-                f"{scale * self.training.learning_rate:.3g}. Nothing was updated. Clips: {clips}"
+                f"loss {loss}, gradient norm {norm} at learning rate "
+                f"{scale * self.training.learning_rate:.3g}{at_scale}. Nothing was updated. "
+                f"Clips: {clips}"
             )
         for group in self.optimizer.param_groups:
             group["lr"] = scale * self.training.learning_rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.masters.publish()
+        with self.room.for_optimizer():
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.masters.publish()
+        if self.loss_scale:
+            self.loss_scale.succeed()
+        return loss, norm
+
+    def _gradients(self, batches: list[Batch], log: Log) -> tuple[float, float]:
+        """Whole gradients on the masters, clipped; returns loss per token and their norm."""
+        while (values := self._try(batches, log)) is None:
+            for parameter in (*self.masters.model, *self.masters.fp32):
+                parameter.grad = None
+            empty_caches(self.accelerator.device)
+            torch.manual_seed(torch.initial_seed())  # what `fit` set for this update
+        return values
+
+    def _try(self, batches: list[Batch], log: Log) -> tuple[float, float] | None:
+        """As `_gradients`; None where the same can be tried again, smaller."""
+        try:
+            loss = self.backward(self.room.cut(batches))
+        except DoesNotFitError as error:
+            log(self.room.learn(error.batch, error.said))
+            return None
+        with self.room.for_optimizer():
+            self.masters.take_gradients()
+            if self.loss_scale:
+                self.loss_scale.divide(self.masters.fp32)
+            if self.first_check:
+                self.first_check.finish(self.masters.named)
+                self.first_check = None
+            norm = torch.nn.utils.clip_grad_norm_(self.masters.fp32, self.training.max_grad_norm)
+        values = torch.stack([loss, norm.to(loss)]).tolist()
+        # Where the loss itself is not finite, its scale is not why.
+        factor, overflow = self.loss_scale, _finite(values[0]) and not _finite(values[1])
+        if factor and overflow and factor.shrink():
+            log({"event": "overflow", "loss_scale": factor.value})
+            return None
         return values[0], values[1]
 
     def backward(self, batches: list[Batch]) -> torch.Tensor:
-        """Gradients of the effective batch, left on the model; returns the loss per token."""
+        """Gradients of the effective batch, left on the model; returns the loss per token.
+
+        In float16 the gradients are `loss_scale` times as large. Raises DoesNotFitError where
+        memory runs out; the gradients are then those of a part.
+        """
         device, world = self.accelerator.device, self.accelerator.num_processes
         tokens = sum(len(batch.targets) for batch in batches)
         if world > 1:
@@ -130,17 +181,28 @@ class Updater:
         total = torch.zeros((), device=device)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
-            sync = nullcontext() if last else self.accelerator.no_sync(self.forward)
-            batch = batch.to(device)
-            with sync:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
-                    summed = self.forward(
-                        batch.mel, batch.decoder_input_ids, batch.index, batch.targets
-                    )
-                loss = summed / tokens
-                (loss * world).backward()  # data-parallel wrappers average over processes
-            total += loss.detach()
+            said = None
+            try:
+                with nullcontext() if last else self.accelerator.no_sync(self.forward):
+                    total += self._micro_step(batch, tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = first_line(error)
+            if said:  # raised out here, so that `error` and the tensors of its frames are gone
+                raise DoesNotFitError(batch, said)
         return self.accelerator.reduce(total) if world > 1 else total
+
+    def _micro_step(self, batch: Batch, tokens: int) -> torch.Tensor:
+        """Add the gradients of one batch; returns its part of the loss per token."""
+        device, world = self.accelerator.device, self.accelerator.num_processes
+        batch = batch.to(device)
+        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+            summed = self.forward(batch.mel, batch.decoder_input_ids, batch.index, batch.targets)
+        loss = summed / tokens
+        factor = self.loss_scale.value if self.loss_scale else 1.0
+        (loss * (world * factor)).backward()  # data-parallel wrappers average over processes
+        return loss.detach()
 
 
 def updates_of(training: Training, layout: Layout, clips: int) -> int:
@@ -153,57 +215,6 @@ def updates_of(training: Training, layout: Layout, clips: int) -> int:
 
 def _finite(value: float) -> bool:
     return value - value == 0.0
-
-
-class Meter:
-    """Speed of training alone: evaluation is not timed, the first update is warm-up."""
-
-    def __init__(self, processes: int):
-        self.processes = processes
-        self.seconds, self.clips, self.audio_s = 0.0, 0, 0.0
-
-    def update(self, number: int, batches: list[Batch], seconds: float) -> dict[str, float]:
-        """Count one update of `seconds`; returns its speed."""
-        clips = sum(len(batch.clip_ids) for batch in batches) * self.processes
-        audio_s = sum(batch.audio_s for batch in batches) * self.processes
-        if number > 1:
-            self.seconds += seconds
-            self.clips += clips
-            self.audio_s += audio_s
-        return {
-            "clips_per_s": clips / seconds,
-            "audio_s_per_s": audio_s / seconds,
-            "seconds": seconds,
-        }
-
-    def summary(self) -> dict[str, float | None]:
-        """Speed of the run without its warm-up; None where one update was all."""
-        if not self.seconds:
-            return {"clips_per_s": None, "audio_s_per_s": None, "seconds": 0.0}
-        seconds = self.seconds
-        return {
-            "clips_per_s": self.clips / seconds,
-            "audio_s_per_s": self.audio_s / seconds,
-            "seconds": self.seconds,
-        }
-
-
-@dataclass
-class Selection:
-    """The best checkpoint so far by `metric` (lower is better), and how long none was better."""
-
-    metric: str
-    update: int = 0
-    value: float = float("inf")
-    waited: int = 0
-
-    def consider(self, update: int, value: float) -> bool:
-        better = self.update == 0 or value < self.value
-        if better:
-            self.update, self.value, self.waited = update, value, 0
-        else:
-            self.waited += 1
-        return better
 
 
 @dataclass(frozen=True)
@@ -234,15 +245,19 @@ def fit(
     log({"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch})
     log({"event": "validation", "update": 0, "best": False} | validate())
     began = time.perf_counter()
+
+    def note(row: dict[str, Any]) -> None:
+        log({"event": row["event"], "update": update} | row)
+
     for batches in stream_updates(course, rank):
         scale = scale_at(update, course.updates, updater.training)
         update += 1
         # Dropout depends on the update and the process alone.
         torch.manual_seed(course.seed * 1_000_003 + update + rank * 500_009)
         try:
-            loss, norm = updater.step(batches, scale)
-        except StateError as error:
-            raise StateError(f"training stopped at update {update}: {error}") from error
+            loss, norm = updater.step(batches, scale, note)
+        except (StateError, NoRoomError) as error:
+            raise type(error)(f"training stopped at update {update}: {error}") from error
         row = {
             "event": "train",
             "update": update,

@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import Parameter
 
+from peft_whisper.errors import RecipeError
+
 if TYPE_CHECKING:
     from peft_whisper.recipe_sections import Training
+
+EIGHT_BIT_DEVICES = ("cpu", "cuda", "xpu")  # where bitsandbytes has its 8-bit update
 
 
 class Masters:
@@ -20,47 +24,64 @@ class Masters:
     A model held in bf16 computes in bf16, but Adam's small updates would be lost in its 8 bits of
     mantissa (at lr 1e-5, 85 % of tiny.en's weights would not move at all). So the optimizer steps
     fp32 copies, and the model gets their rounding. Parameters that are fp32 are their own masters.
+
+    With `in_place`, for a full fine-tune, so are the large matrices of a bf16 model: SplitAdamW8bit
+    keeps what their rounding cuts off. The small rest has masters. `model` holds the parameters and
+    `fp32`, in the same order, their masters.
     """
 
-    def __init__(self, parameters: dict[str, Parameter], compute: torch.dtype):
+    def __init__(
+        self, parameters: dict[str, Parameter], compute: torch.dtype, *, in_place: bool = False
+    ):
+        self.in_place = in_place and compute == torch.bfloat16
         self.model = list(parameters.values())
-        if compute == torch.float32:
-            self.fp32 = self.model
-        else:
-            self.fp32 = [Parameter(p.detach().to(torch.float32, copy=True)) for p in self.model]
-            self._point(self.fp32, compute)
+        self.fp32 = [
+            p
+            if compute == torch.float32 or (self.in_place and _is_large(p))
+            else Parameter(p.detach().to(torch.float32, copy=True))
+            for p in self.model
+        ]
         self.named = dict(zip(parameters, self.fp32, strict=True))
-
-    def _point(self, at: list[Parameter], dtype: torch.dtype) -> None:
-        for parameter, source in zip(self.model, at, strict=True):
-            parameter.data = source.detach().to(dtype)
+        both = zip(self.fp32, self.model, strict=True)
+        self._copies = [
+            (master, parameter) for master, parameter in both if master is not parameter
+        ]
+        for master, parameter in self._copies:
+            parameter.data = master.detach().to(compute)
 
     def take_gradients(self) -> None:
         """Move gradients from the model to the masters, as fp32."""
-        if self.fp32 is self.model:
-            return
-        for master, parameter in zip(self.fp32, self.model, strict=True):
+        for master, parameter in self._copies:
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
 
     def publish(self) -> None:
         """Copy the masters' new values, rounded, into the model."""
-        if self.fp32 is self.model:
-            return
         with torch.no_grad():
-            for master, parameter in zip(self.fp32, self.model, strict=True):
+            for master, parameter in self._copies:
                 parameter.copy_(master)
 
     @contextmanager
-    def exposed(self) -> Iterator[None]:
-        """While open, the model itself holds the fp32 masters: for saving without loss."""
-        rounded = [parameter.data for parameter in self.model]
-        self._point(self.fp32, torch.float32)
+    def exposed(self, *, saving: bool = False) -> Iterator[None]:
+        """While open, the model itself holds the fp32 masters.
+
+        A model trained `in_place` shows its vectors' masters only for `saving` (without loss):
+        decoding on CUDA wants one dtype, and the saved file loaded in bf16 is what was decoded.
+        """
+        shown = [] if self.in_place and not saving else self._copies
+        rounded = [parameter.data for _, parameter in shown]
+        for master, parameter in shown:
+            parameter.data = master.detach()
         try:
             yield
         finally:
-            for parameter, data in zip(self.model, rounded, strict=True):
+            for (_, parameter), data in zip(shown, rounded, strict=True):
                 parameter.data = data
+
+
+def _is_large(parameter: Parameter) -> bool:
+    """Whether bitsandbytes keeps the state in 8 bits, and it is a matrix."""
+    return parameter.ndim >= 2 and parameter.numel() >= 4096
 
 
 def build_optimizer(
@@ -68,7 +89,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW of torch (fused) or of bitsandbytes (8-bit state, optionally paged to the host).
 
-    Weight decay pulls matrices only; norms and biases are left alone.
+    Weight decay pulls matrices only; norms and biases are left alone. Raises RecipeError where
+    bitsandbytes can't step what is on the device.
     """
     matrices = [p for p in masters.named.values() if p.ndim >= 2]
     vectors = [p for p in masters.named.values() if p.ndim < 2]
@@ -78,11 +100,22 @@ def build_optimizer(
         if params
     ]
     if name == "adamw":
+        assert not masters.in_place  # the recipe's rules ask for 8 bits
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+    device = masters.fp32[0].device.type
+    if device not in EIGHT_BIT_DEVICES:
+        raise RecipeError(
+            f"training.optimizer: {name} does not run on {device}; write adamw, or train on one "
+            f"of {', '.join(EIGHT_BIT_DEVICES)}"
+        )
     import bitsandbytes as bnb
 
-    kinds = {"adamw8bit": bnb.optim.AdamW8bit, "paged_adamw8bit": bnb.optim.PagedAdamW8bit}
-    return kinds[name](groups, lr=learning_rate)
+    from peft_whisper.training.split import SplitAdamW8bit
+
+    kind = SplitAdamW8bit if masters.in_place else bnb.optim.AdamW8bit
+    # On the CPU the state is where it would be paged to.
+    paged = name == "paged_adamw8bit" and device != "cpu"
+    return kind(groups, lr=learning_rate, is_paged=paged)
 
 
 def scale_at(update: int, updates: int, training: Training) -> float:

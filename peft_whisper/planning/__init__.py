@@ -1,0 +1,1 @@
+"""What a recipe takes of a card: traced, searched, remembered."""

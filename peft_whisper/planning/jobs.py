@@ -1,0 +1,143 @@
+"""Asking for traces: jobs, the processes that answer them, and answers remembered on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from peft_whisper.environment import cores, versions
+from peft_whisper.errors import DataError, PublishError, RecipeError, StateError, UserError
+from peft_whisper.files import write_json
+from peft_whisper.recipe import Recipe, settings
+
+# (clips, encoder positions, label tokens) of a micro-batch
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be traced.
+
+    `ways`: updates that the recipe may make, each a tuple of micro-batches; the largest counts.
+    `limits`: usable bytes, device ("cuda" or "cpu") and whether it has flash attention.
+    `search`: also look for the largest batch.
+    """
+
+    recipe: Recipe
+    ways: tuple[tuple[Shape, ...], ...]
+    decoding: Shape
+    limits: dict[str, Any]
+    search: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "recipe": settings(self.recipe),
+            "ways": self.ways,
+            "decoding": self.decoding,
+            "limits": self.limits,
+            "search": self.search,
+        }
+
+    def key(self) -> str:
+        """Digest of all that the answer depends on."""
+        tree, said = settings(self.recipe), self.as_dict()
+        # Neither data, nor schedules, nor what is kept on disk, take memory of a card.
+        memory = {name: tree[name] for name in ("base", "adapter")}
+        training = {
+            name: tree["training"][name] for name in ("precision", "optimizer", "recompute")
+        }
+        sizes = Path(self.recipe.base.model) / "config.json"
+        local = sizes.read_text(encoding="utf-8") if sizes.is_file() else None
+        parts = [code_fingerprint(), memory, training, local]
+        parts += [said[name] for name in ("ways", "decoding", "limits", "search")]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def ask(
+    jobs: Sequence[Job], done: Callable[[int], None] = lambda _number: None
+) -> list[dict[str, Any]]:
+    """Answers in the order of `jobs`, from the cache or from as many processes as there are cores.
+
+    `done(number)` is called as each is there. Raises the UserError of the first that failed.
+    """
+
+    def one(number: int) -> dict[str, Any]:
+        found = _answer(jobs[number])
+        done(number)
+        return found
+
+    with ThreadPoolExecutor(max(1, cores())) as pool:
+        return list(pool.map(one, range(len(jobs))))
+
+
+def known(job: Job) -> bool:
+    """Whether the answer is remembered."""
+    return _remembered(job).is_file()
+
+
+def _answer(job: Job) -> dict[str, Any]:
+    path = _remembered(job)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        found = _traced(job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    return found
+
+
+def _remembered(job: Job) -> Path:
+    return cache_folder() / f"plan-{job.key()}.json"
+
+
+def _traced(job: Job) -> dict[str, Any]:
+    """Let a process of its own trace: it has changed torch's insides by the end."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error"}
+    worker = subprocess.run(
+        [sys.executable, "-m", "peft_whisper.planning.worker"],
+        input=json.dumps(job.as_dict()),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    try:
+        said = json.loads(worker.stdout)
+    except ValueError:
+        last = (worker.stderr.strip() or f"exit code {worker.returncode}").splitlines()[-1]
+        raise StateError(f"tracing {job.recipe.name} failed: {last}") from None
+    if "error" in said:
+        raise _of_code(said["code"])(said["error"])
+    return said["answer"]
+
+
+def _of_code(code: int) -> type[UserError]:
+    kinds = (RecipeError, DataError, StateError, PublishError)
+    return next((kind for kind in kinds if kind.exit_code == code), StateError)
+
+
+def cache_folder() -> Path:
+    """Where answers are kept: $XDG_CACHE_HOME/peft_whisper, or ~/.cache/peft_whisper."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(home) / "peft_whisper"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@cache
+def code_fingerprint() -> str:
+    """Digest of this package's code and of the versions it runs on: what a trace follows."""
+    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
+    root = Path(__file__).parent.parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,60 @@
+"""What a run counts about itself: how fast it trains, and which checkpoint is best so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peft_whisper.data.batches import Batch
+
+
+class Meter:
+    """Speed of training alone: evaluation is not timed, the first update is warm-up."""
+
+    def __init__(self, processes: int):
+        self.processes = processes
+        self.seconds, self.clips, self.audio_s = 0.0, 0, 0.0
+
+    def update(self, number: int, batches: list[Batch], seconds: float) -> dict[str, float]:
+        """Count one update of `seconds`; returns its speed."""
+        clips = sum(len(batch.clip_ids) for batch in batches) * self.processes
+        audio_s = sum(batch.audio_s for batch in batches) * self.processes
+        if number > 1:
+            self.seconds += seconds
+            self.clips += clips
+            self.audio_s += audio_s
+        return {
+            "clips_per_s": clips / seconds,
+            "audio_s_per_s": audio_s / seconds,
+            "seconds": seconds,
+        }
+
+    def summary(self) -> dict[str, float | None]:
+        """Speed of the run without its warm-up; None where one update was all."""
+        if not self.seconds:
+            return {"clips_per_s": None, "audio_s_per_s": None, "seconds": 0.0}
+        seconds = self.seconds
+        return {
+            "clips_per_s": self.clips / seconds,
+            "audio_s_per_s": self.audio_s / seconds,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass
+class Selection:
+    """The best checkpoint so far by `metric` (lower is better), and how long none was better."""
+
+    metric: str
+    update: int = 0
+    value: float = float("inf")
+    waited: int = 0
+
+    def consider(self, update: int, value: float) -> bool:
+        better = self.update == 0 or value < self.value
+        if better:
+            self.update, self.value, self.waited = update, value, 0
+        else:
+            self.waited += 1
+        return better
