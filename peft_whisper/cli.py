@@ -14,6 +14,7 @@ from peft_whisper.files import write_text
 COMMANDS = {  # each is also `python -m peft_whisper.COMMAND`
     "demo": "fetch the demo's weights and speech, without a model hub",
     "explore": "look at the speech of a recipe before training on it",
+    "plan": "say whether recipes fit a card, and what would make them fit",
     "train": "fine-tune Whisper as a recipe says, and score it",
     "evaluate": "score a finished run again, or on other speech",
     "merge": "fold an adapter into its base",

@@ -127,6 +127,12 @@ class RunLog:
                 "update is repeated in halves, and batches as large are halved from here on",
                 style="yellow",
             )
+        elif row["event"] == "memory":
+            self.console.print(
+                f"memory: {row['measured_bytes'] / 2**30:.2f} GiB at its peak, measured; "
+                f"{row['traced_bytes'] / 2**30:.2f} GiB had been traced ({row['difference']:+.1%})",
+                style="yellow" if row["warning"] else None,
+            )
         elif row["event"] == "stop":
             self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
 

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from peft_whisper.training.optim import Masters
 
 
+Facts = dict[str, Any]  # as environment.json holds them
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="peft_whisper.train",
@@ -73,6 +76,9 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(recipe.output) / recipe.name
     check_tracker(recipe)
     one_machine()
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        # Else up to 2 GiB of a full card lie in pieces that fit nothing; plans count on it too.
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     if os.environ.get("RANK", "0") == "0":
         lock(folder)
         refuse_taken(folder, args.fresh)
@@ -80,10 +86,10 @@ def main(argv: list[str] | None = None) -> int:
     accelerator = start_accelerator(recipe.track, folder)
     console.quiet = not accelerator.is_main_process
     console.print(f"{recipe.name}: {recipe.base.model} -> {folder}", style="bold")
-    session = open_everywhere(recipe, folder, accelerator, console)
-    start_tracker(accelerator, recipe)
+    session, memory = open_everywhere(recipe, folder, accelerator, console)
+    start_tracker(accelerator, session.recipe)
     with enough_memory():
-        result, tuned = train(session, folder, accelerator, console)
+        result, tuned = train(session, memory, folder, accelerator, console)
         if accelerator.is_main_process:
             finish(session, folder, tuned, result, accelerator.device, console)
     accelerator.end_training()
@@ -122,31 +128,37 @@ def start_accelerator(track: str | None = None, folder: Path | None = None) -> A
 
 def open_everywhere(
     recipe: Recipe, folder: Path, accelerator: Accelerator, console: Console
-) -> Session:
-    """Audit in the main process and hand the result to the others; refuse what may not train."""
+) -> tuple[Session, Facts]:
+    """Audit and plan in the main process, hand both to the others; refuse what may not train."""
     from accelerate.utils import broadcast_object_list
+
+    from peft_whisper.planning.preflight import check_memory
 
     box: list[Any] = [None]
     if accelerator.is_main_process:
-        box = [open_session(recipe, console)]
+        session = open_session(recipe, console)
         make_way(folder)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
-        check_splits(box[0], folder, console)
+        check_splits(session, folder, console)
+        session, memory = check_memory(session, accelerator.num_processes, console)
+        write_text(folder / "recipe.yaml", dump_recipe(session.recipe))
+        box = [(session, memory)]
     broadcast_object_list(box)
     return box[0]
 
 
 def train(
-    session: Session, folder: Path, accelerator: Accelerator, console: Console
+    session: Session, memory: Facts, folder: Path, accelerator: Accelerator, console: Console
 ) -> tuple[Result, Path]:
     """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went."""
+    from peft_whisper.planning.preflight import measured_beside
     from peft_whisper.training import checkpoint
     from peft_whisper.training.loop import fit
 
     recipe = session.recipe
     course = make_course(session, accelerator.num_processes)
     updater, model = make_updater(session, accelerator)
-    record_start(session, folder, model, console if accelerator.is_main_process else None)
+    record_start(session, memory, folder, model, console if accelerator.is_main_process else None)
     checkpoints = folder / "checkpoints"
 
     def keep(update: int, best: int) -> None:
@@ -165,6 +177,8 @@ def train(
             keep,
             log,
         )
+        if memory and accelerator.device.type == "cuda":
+            log(measured_beside(memory))
     method = recipe.adapter.method
     target = folder / ("model" if method == "none" else "adapter")
     if accelerator.is_main_process:
@@ -227,7 +241,9 @@ def validate(
     return {name: getattr(score, name) for name in names} | {"seconds": time.perf_counter() - began}
 
 
-def record_start(session: Session, folder: Path, model: Any, console: Console | None) -> None:
+def record_start(
+    session: Session, memory: Facts, folder: Path, model: Any, console: Console | None
+) -> None:
     """Write environment.json, and say what is about to be trained on what."""
     if console is None:
         return
@@ -255,6 +271,8 @@ def record_start(session: Session, folder: Path, model: Any, console: Console | 
         "trainable_parameters": trained,
         "seed": session.recipe.seed,
     }
+    if memory:
+        facts["memory"] = memory
     write_json(folder / "environment.json", facts)
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in splits.items())
     console.print(f"clips: {counts}; training {trained:,} of {total:,} parameters")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MODULES = ("cli", "train", "evaluate", "explore", "merge", "demo")
+MODULES = ("cli", "train", "evaluate", "explore", "plan", "merge", "demo")
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "matplotlib"}
 
 
@@ -72,7 +72,16 @@ def test_a_misspelt_command_names_those_that_exist() -> None:
 def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:
     listed = python("-m", "peft_whisper.cli", "recipes", folder=tmp_path).stdout
     names = [line.split()[0] for line in listed.splitlines()]
-    assert names == ["demo_cpu", "demo_hub", "full_h100", "lora_a10"]
+    assert names == [
+        "demo_cpu",
+        "demo_hub",
+        "full_8bit_a10",
+        "full_h100",
+        "lora_a10",
+        "lora_int8_a10",
+        "lora_turbo_a10",
+        "qlora_t4",
+    ]
     assert all(len(line.split()) > 5 for line in listed.splitlines())
     python("-m", "peft_whisper.cli", "recipes", "lora_a10", folder=tmp_path)
     copied = (tmp_path / "lora_a10.yaml").read_bytes()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.profiler import ProfilerActivity, profile
 
 
@@ -24,8 +25,10 @@ def logged_peak(work: Callable[[], object]) -> int:
 
 
 def _alive() -> int:
-    """Bytes of every tensor there is now."""
+    """Bytes of every tensor there is now; those without storage are not."""
     gc.collect()
-    tensors = (one for one in gc.get_objects() if isinstance(one, torch.Tensor))
-    storages = (one.untyped_storage() for one in tensors)
+    kinds = (torch.Tensor, torch.nn.Parameter)
+    tensors = (one for one in gc.get_objects() if type(one) in kinds)
+    real = (one for one in tensors if not isinstance(one, FakeTensor))
+    storages = (one.untyped_storage() for one in real)
     return sum({one.data_ptr(): one.nbytes() for one in storages}.values())

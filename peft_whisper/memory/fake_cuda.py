@@ -39,6 +39,9 @@ SIMPLE = {
     aten.addmm.default,
     aten.add.Tensor,
     aten.mul.Tensor,
+    aten.clone.default,
+    aten.gelu.default,
+    aten.gelu_backward.default,
 }
 ANSWERS = {
     "torch.cuda.amp.common.amp_definitely_not_available": False,
@@ -74,7 +77,7 @@ def fake_cuda(flash: bool) -> Iterator[None]:
             patch(mock.patch(name, return_value=answer))
         # bitsandbytes keeps paged state in memory that CUDA moves: the host's, when space is short.
         patch(mock.patch("bitsandbytes.functional.get_paged", _on_host))
-        patch(_FakeMode(allow_non_fake_inputs=True))
+        patch(_FakeCudaMode(allow_non_fake_inputs=True))
         patch(functions)
         yield
 
@@ -91,7 +94,7 @@ def fake_cpu() -> Iterator[None]:
 
 
 class _FakeMode(fake_tensor.FakeTensorMode):
-    """FakeTensorMode, faster; and C++ factories that copied the answer `meta` make cuda tensors."""
+    """FakeTensorMode, faster."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -103,9 +106,6 @@ class _FakeMode(fake_tensor.FakeTensorMode):
             devices = {one.fake_device for one in args if isinstance(one, fake_tensor.FakeTensor)}
             if len(devices) == 1 and not any(type(one) is Tensor for one in args):
                 return self._simple(func, args, devices.pop())
-        device = kwargs.get("device")
-        if device is not None and torch.device(device).type == "meta":
-            kwargs = {**kwargs, "device": CUDA}
         return self.dispatch(func, types, args, kwargs)
 
     def _simple(self, func: Any, args: Any, device: torch.device) -> Tensor:
@@ -113,6 +113,16 @@ class _FakeMode(fake_tensor.FakeTensorMode):
         with fake_tensor.in_kernel_invocation_manager(self):
             made = func(*args)
         return fake_tensor.FakeTensor(self, made, device)
+
+
+class _FakeCudaMode(_FakeMode):
+    """C++ factories that copied the answer `meta` make cuda tensors again."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = kwargs.get("device") if kwargs else None
+        if device is not None and torch.device(device).type == "meta":
+            kwargs = {**kwargs, "device": CUDA}
+        return super().dispatch(func, types, args, kwargs or {})
 
 
 def _on_host(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:

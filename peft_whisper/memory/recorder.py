@@ -41,6 +41,7 @@ class Recorder(TorchDispatchMode):
     def __init__(self, device: str):
         super().__init__()
         self.device, self.line = device, Timeline()
+        self._repeating = False
         self._live: dict[int, int] = {}  # storage's address -> number
         self._watch: dict[int, Any] = {}  # number -> weak reference
         last_uses()  # counted now: inside, the probe would be recorded
@@ -58,6 +59,18 @@ class Recorder(TorchDispatchMode):
         for tensor in tensors:
             if isinstance(tensor, Tensor) and (number := self._see(tensor, part)) is not None:
                 self.line.parts.setdefault(number, part)
+
+    def layer(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """`forward` of a layer, whose FLOPs count as repeated when backward calls it again."""
+
+        def watched(*args: Any) -> Any:
+            self._repeating = torch._C._current_graph_task_id() != -1
+            try:
+                return forward(*args)
+            finally:
+                self._repeating = False
+
+        return watched
 
     def _birth(self, size: int, made_by: str) -> int:
         line, number = self.line, len(self.line.sizes)
@@ -103,7 +116,8 @@ class Recorder(TorchDispatchMode):
             if isinstance(one, Tensor):
                 self._see(one, func)
         self._count(func, args, kwargs, out)
-        if self.device == "cuda" and (size := _scratch(func, args)):
+        scratch = _cuda_scratch if self.device == "cuda" else _cpu_scratch
+        if size := scratch(func, args):
             self._passing(size, f"{func} scratch")
         return out
 
@@ -113,8 +127,7 @@ class Recorder(TorchDispatchMode):
             return
         flops = formula(*args, **kwargs, out_val=out)
         self.line.flops += flops
-        # Backward itself runs without gradients; forward run again inside it asks for them.
-        if torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled():
+        if self._repeating:
             self.line.repeated_flops += flops
 
 
@@ -157,7 +170,16 @@ def _sums_gradients(args: Any, kwargs: Any) -> bool:
     return same and _uses(first) <= last_uses() and is_dense(first)
 
 
-def _scratch(func: Any, args: Any) -> int:
+def _cpu_scratch(func: Any, args: Any) -> int:
+    """Bytes of the copies that the CPU makes where two tensors of different types are added."""
+    if func not in (aten.add_.Tensor, aten.add.Tensor) or not isinstance(args[1], Tensor):
+        return 0
+    common = torch.promote_types(args[0].dtype, args[1].dtype)
+    cast = [one for one in args[:2] if one.dtype != common and one.ndim]
+    return sum(one.numel() * common.itemsize for one in cast)
+
+
+def _cuda_scratch(func: Any, args: Any) -> int:
     """Bytes that a CUDA kernel takes inside itself, which no shape function shows."""
     name = func._schema.name
     if name.endswith("flash_attention_backward"):  # fp32 sum of dq, and delta; rows padded to 128

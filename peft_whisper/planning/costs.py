@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peft_whisper.memory.account import excerpt, find_peak, twice
-from peft_whisper.memory.allocator import replay
-from peft_whisper.model.encoder import whisper_of
-from peft_whisper.model.recompute import recompute
+from peft_whisper.memory.allocator import Replay, replay
 from peft_whisper.planning.tracing import Shape, TrainingTrace
 
 if TYPE_CHECKING:
@@ -28,6 +26,7 @@ class Limits:
     device: str  # "cuda" or "cpu"
     flash: bool  # whether it has flash attention
     workspaces: int  # taken throughout
+    bf16: bool = True  # whether it computes in bfloat16
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,9 @@ class Cost:
     """What one kind of work takes, in bytes; and FLOPs."""
 
     allocated: int
-    reserved: int
-    reserved_expandable: int
+    reserved: int  # with expandable segments, as training runs
+    reserved_default: int  # with torch's default allocator
     verdict: str  # fits, tight or too large
-    expandable_fits: bool
     phase: str
     parts: dict[str, int]
     largest: list[tuple[str, int]]
@@ -48,6 +46,12 @@ class Cost:
     @property
     def fits(self) -> bool:
         return self.verdict != "too large"
+
+
+def standing(line: Timeline, start: int) -> int:
+    """Bytes alive before event `start`."""
+    before = line.events[:start]
+    return sum(line.sizes[one] if one >= 0 else -line.sizes[~one] for one in before)
 
 
 class Tracer:
@@ -61,9 +65,11 @@ class Tracer:
         self.trace = TrainingTrace(recipe, base, limits.device)
         self.start = len(self.trace.line.events)
 
-    def recompute(self, choice: str) -> None:
-        """From now on keep in training what `choice` says."""
-        recompute(whisper_of(self.trace.model), choice)
+    @property
+    def least(self) -> int:
+        """Bytes that an update of any size takes: all that stays, and every gradient."""
+        trained = self.trace.updater.masters.fp32
+        return standing(self.trace.line, self.start) + sum(p.nbytes for p in trained)
 
     def training(self, steps: tuple[Shape, ...]) -> tuple[Timeline, Cost]:
         """One update of these micro-batches."""
@@ -77,7 +83,7 @@ class Tracer:
 
     def would_fit(self, line: Timeline) -> bool:
         """Whether the work of a timeline, traced or computed, fits."""
-        return self._replays(line, twice(line, self.start))
+        return self._fits(line, twice(line, self.start))
 
     def _work(self, work: Callable[[], None]) -> Timeline:
         line = self.trace.line
@@ -88,32 +94,33 @@ class Tracer:
         del line.events[self.start :], line.phases[phases:]  # the next work starts from here too
         return found
 
-    def _replays(self, line: Timeline, events: list[int], expandable: bool = False) -> bool:
-        usable = self.limits.usable
+    def _fits(self, line: Timeline, events: list[int]) -> bool:
+        """Whether it can be done at all, even if the allocator has to empty its cache for it."""
         if self.limits.device == "cpu":  # no cache: what is asked for is what is taken
-            return find_peak(line, 1).size <= usable
-        standing = self.limits.workspaces
-        return replay(
-            events, line.sizes, limit=usable, expandable=expandable, standing=standing
-        ).fits
+            return find_peak(line, 1).size <= self.limits.usable
+        return self._replay(line, events, True, self.limits.usable).fits
+
+    def _replay(
+        self, line: Timeline, events: list[int], expandable: bool, limit: int | None = None
+    ) -> Replay:
+        always = self.limits.workspaces
+        return replay(events, line.sizes, limit=limit, expandable=expandable, standing=always)
 
     def _cost(self, line: Timeline, events: list[int]) -> Cost:
         on_card = self.limits.device == "cuda"
         peak = find_peak(line, 512 if on_card else 1)
-        allocated = reserved = growing = peak.size
+        allocated = reserved = default = peak.size
         if on_card:
-            standing = self.limits.workspaces
-            plain = replay(events, line.sizes, standing=standing)
-            allocated, reserved = plain.allocated, plain.reserved
-            growing = replay(events, line.sizes, expandable=True, standing=standing).reserved
+            growing = self._replay(line, events, True)
+            allocated, reserved = growing.allocated, growing.reserved
+            default = self._replay(line, events, False).reserved
         fits = reserved <= (1 - SPARE) * self.limits.usable
         once = line.flops - line.repeated_flops
         return Cost(
             allocated=allocated,
             reserved=reserved,
-            reserved_expandable=growing,
-            verdict="fits" if fits else "tight" if self._replays(line, events) else "too large",
-            expandable_fits=fits or self._replays(line, events, expandable=True),
+            reserved_default=default,
+            verdict="fits" if fits else "tight" if self._fits(line, events) else "too large",
             phase=peak.phase,
             parts=peak.parts,
             largest=peak.largest,

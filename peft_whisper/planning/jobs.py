@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from peft_whisper.environment import cores, versions
@@ -19,6 +20,17 @@ from peft_whisper.errors import DataError, PublishError, RecipeError, StateError
 from peft_whisper.files import write_json
 from peft_whisper.recipe import Recipe, settings
 
+# What decides a trace: another report or another reader of sound leaves remembered answers right.
+TRACED = (
+    "assembly.py",
+    "session.py",
+    "data/batches.py",
+    "memory",
+    "model",
+    "planning",
+    "scoring/decode.py",
+    "training",
+)
 # (clips, encoder positions, label tokens) of a micro-batch
 Shape = tuple[int, int, int]
 
@@ -67,16 +79,65 @@ def ask(
 ) -> list[dict[str, Any]]:
     """Answers in the order of `jobs`, from the cache or from as many processes as there are cores.
 
-    `done(number)` is called as each is there. Raises the UserError of the first that failed.
+    `done(number)` is called as each is there. Raises the UserError of the first that failed; then,
+    or when interrupted, the other processes are ended.
     """
+    workers = _Workers()
 
     def one(number: int) -> dict[str, Any]:
-        found = _answer(jobs[number])
+        job = jobs[number]
+        try:
+            found = _answer(job, workers)
+        except UserError as error:
+            name = f"{job.recipe.name}: " if len(jobs) > 1 else ""
+            raise type(error)(f"{name}{error}") from error
         done(number)
         return found
 
-    with ThreadPoolExecutor(max(1, cores())) as pool:
-        return list(pool.map(one, range(len(jobs))))
+    pool = ThreadPoolExecutor(max(1, cores()))
+    try:
+        asked = [pool.submit(one, number) for number in range(len(jobs))]
+        ready, _ = wait(asked, return_when=FIRST_EXCEPTION)
+        for failed in ready:
+            failed.result()
+        return [future.result() for future in asked]
+    finally:
+        workers.end()
+        pool.shutdown(cancel_futures=True)
+
+
+class _Workers:
+    """The processes at work, so that none is left behind."""
+
+    def __init__(self) -> None:
+        self._lock, self._ended = Lock(), False
+        self._running: set[subprocess.Popen[str]] = set()
+
+    def run(self, job: Job) -> tuple[str, str, int]:
+        """(stdout, stderr, exit code) of a process that answers `job`."""
+        with self._lock:
+            if self._ended:
+                raise StateError("interrupted")
+            # It has changed torch's insides by the end, hence a process of its own.
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "peft_whisper.planning.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error"},
+            )
+            self._running.add(worker)
+        said, complaints = worker.communicate(json.dumps(job.as_dict()))
+        with self._lock:
+            self._running.discard(worker)
+        return said, complaints, worker.returncode
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            for worker in self._running:
+                worker.kill()
 
 
 def known(job: Job) -> bool:
@@ -84,12 +145,12 @@ def known(job: Job) -> bool:
     return _remembered(job).is_file()
 
 
-def _answer(job: Job) -> dict[str, Any]:
+def _answer(job: Job, workers: _Workers) -> dict[str, Any]:
     path = _remembered(job)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        found = _traced(job)
+        found = _traced(job, workers)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)
     return found
@@ -99,21 +160,12 @@ def _remembered(job: Job) -> Path:
     return cache_folder() / f"plan-{job.key()}.json"
 
 
-def _traced(job: Job) -> dict[str, Any]:
-    """Let a process of its own trace: it has changed torch's insides by the end."""
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error"}
-    worker = subprocess.run(
-        [sys.executable, "-m", "peft_whisper.planning.worker"],
-        input=json.dumps(job.as_dict()),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
+def _traced(job: Job, workers: _Workers) -> dict[str, Any]:
+    output, complaints, code = workers.run(job)
     try:
-        said = json.loads(worker.stdout)
+        said = json.loads(output)
     except ValueError:
-        last = (worker.stderr.strip() or f"exit code {worker.returncode}").splitlines()[-1]
+        last = (complaints.strip() or f"exit code {code}").splitlines()[-1]
         raise StateError(f"tracing {job.recipe.name} failed: {last}") from None
     if "error" in said:
         raise _of_code(said["code"])(said["error"])
@@ -135,9 +187,11 @@ def cache_folder() -> Path:
 
 @cache
 def code_fingerprint() -> str:
-    """Digest of this package's code and of the versions it runs on: what a trace follows."""
+    """Digest of the code that a trace follows, and of the versions it runs on."""
     digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
     root = Path(__file__).parent.parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.read_bytes())
+    for place in TRACED:
+        found = root / place
+        for path in sorted(found.rglob("*.py")) if found.is_dir() else [found]:
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

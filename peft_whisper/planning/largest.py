@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from peft_whisper.memory.recorder import Timeline
-from peft_whisper.planning.costs import Cost, Tracer
+from peft_whisper.planning.costs import Cost, Tracer, standing
 from peft_whisper.planning.tracing import Shape
 
 MOST_CLIPS = 1024  # where the search ends
@@ -25,6 +25,8 @@ class Largest:
 
 def largest_batch(tracer: Tracer, steps: tuple[Shape, ...], first: Traced) -> Largest:
     """The most clips at once that fit. `steps` are alike micro-batches, `first` their trace."""
+    if tracer.least > tracer.limits.usable:
+        return Largest(0, None, None)
     known = {steps[0].clips: first}
 
     def trace(clips: int) -> Traced:
@@ -35,21 +37,35 @@ def largest_batch(tracer: Tracer, steps: tuple[Shape, ...], first: Traced) -> La
     def fits(clips: int) -> bool:
         return trace(clips)[1].fits
 
-    at = _near(tracer, steps[0].clips, trace)
-    while at > 0 and not fits(at):
-        at -= 1
-    while at < MOST_CLIPS and fits(at + 1):
-        at += 1
-    cost = trace(at)[1] if at else None
-    return Largest(at, cost, known[at + 1][1] if at + 1 in known else None)
+    low, high = _bracket(_near(tracer, steps[0].clips, trace), fits)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return Largest(
+        low, trace(low)[1] if low else None, known[high][1] if high <= MOST_CLIPS else None
+    )
+
+
+def _bracket(near: int, fits: Callable[[int], bool]) -> tuple[int, int]:
+    """(most that is known to fit, least that is not), in growing steps away from `near`."""
+    step = 1
+    if fits(near):
+        low = near
+        while low < MOST_CLIPS and fits(min(MOST_CLIPS, low + step)):
+            low, step = min(MOST_CLIPS, low + step), 2 * step
+        return low, min(MOST_CLIPS, low + step) if low < MOST_CLIPS else MOST_CLIPS + 1
+    high = near
+    while high - step > 0 and not fits(high - step):
+        high, step = high - step, 2 * step
+    return max(0, high - step), high
 
 
 def _near(tracer: Tracer, clips: int, trace: Callable[[int], Traced]) -> int:
     """A number of clips at the limit: first by proportion, then by the lines between two traces."""
     line, cost = trace(clips)
-    standing = _standing(line, tracer.start)
-    per_clip = max(1, (cost.allocated - standing) // clips)
-    near = int(0.97 * tracer.limits.usable - standing) // per_clip
+    always = standing(line, tracer.start)
+    per_clip = max(1, (cost.allocated - always) // clips)
+    near = int(0.97 * tracer.limits.usable - always) // per_clip
     near = min(MOST_CLIPS, max(1, near if near != clips else clips + 1))
     if near == clips:
         return clips
@@ -63,12 +79,6 @@ def _near(tracer: Tracer, clips: int, trace: Callable[[int], Traced]) -> int:
         if not low < at < high:
             at = (low + high) // 2
     return max(1, low)
-
-
-def _standing(line: Timeline, start: int) -> int:
-    """Bytes alive before the step."""
-    before = line.events[:start]
-    return sum(line.sizes[one] if one >= 0 else -line.sizes[~one] for one in before)
 
 
 def _scaled(one: Timeline, at: int, other: Timeline, near: int, clips: int) -> Timeline:

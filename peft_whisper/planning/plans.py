@@ -58,6 +58,11 @@ class Plan:
         return self.ways[self.found["way"]][0]
 
     @property
+    def lacks_bf16(self) -> bool:
+        """Whether the recipe computes in a type that the card does not."""
+        return self.recipe.training.precision == "bf16" and not self.card.bf16
+
+    @property
     def largest_batch(self) -> int | None:
         """Most clips of that length at once; None where it was not asked for."""
         return self.found["largest"]["clips"] if "largest" in self.found else None
@@ -67,11 +72,14 @@ class Plan:
         return {
             "recipe": self.recipe.name,
             "card": self.card.name,
+            "seconds": self.seconds,
+            "labels": self.labels,
             "usable_bytes": self.card.usable,
             "peak_bytes": self.larger["allocated"],
             "reserved_bytes": self.larger["reserved"],
             "verdict": self.verdict,
             "fits": self.verdict != "too large",
+            "lacks_bf16": self.lacks_bf16,
             "largest_batch": self.largest_batch,
             "parts": self.larger["parts"],
             "repeated_flops": self.training["repeated"],
@@ -81,6 +89,7 @@ class Plan:
             "decoding": self.decoding,
             "largest": self.found.get("largest"),
             "changes": self.found.get("changes", []),
+            "model": self.found["model"],
             "kind": "traced",
         }
 
@@ -109,7 +118,7 @@ def job_of(recipe: Recipe, card: Card, ways: tuple, search: bool) -> Job:
     longest = recipe.evaluation.max_tokens
     tokens = MAX_TOKENS if longest is None else min(MAX_TOKENS, PREFIX + longest)
     limits = {"usable": card.usable, "device": card.device, "flash": card.flash}
-    limits["workspaces"] = card.workspaces
+    limits |= {"workspaces": card.workspaces, "bf16": card.bf16}
     # The test is decoded at the full 30 s too.
     decoding = (recipe.evaluation.batch, FULL_POSITIONS, tokens)
     return Job(recipe, ways, decoding, limits, search)

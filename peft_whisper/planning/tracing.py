@@ -19,6 +19,8 @@ from peft_whisper.data.batches import Batch
 from peft_whisper.memory.fake_cuda import fake_cpu, fake_cuda
 from peft_whisper.memory.recorder import Recorder, Timeline
 from peft_whisper.model.adapters import merged
+from peft_whisper.model.encoder import whisper_of
+from peft_whisper.model.recompute import recompute
 from peft_whisper.session import Session
 
 if TYPE_CHECKING:
@@ -83,6 +85,7 @@ class TrainingTrace:
             if record:
                 self._label_what_stays()
                 self._watch_phases()
+                self.recompute(recipe.training.recompute)
             _fill_optimizer(self.updater)
             if record:
                 self.recorder.label("optimizer", tensors_in(self.updater.optimizer.state))
@@ -140,6 +143,17 @@ class TrainingTrace:
         label("weights" if self.trains_all else "adapters", trained)
         label("optimizer", [m for m in masters.fp32 if m not in set(masters.model)])
         label("weights", [*self.model.parameters(), *self.model.buffers()])
+
+    def recompute(self, choice: str) -> None:
+        """From now on keep in training what `choice` says."""
+        whisper, watched = whisper_of(self.model), self.recorder.layer
+        recompute(whisper, choice)
+        for layer in (*whisper.model.encoder.layers, *whisper.model.decoder.layers):
+            if layer.gradient_checkpointing:
+                run: Any = layer._gradient_checkpointing_func
+                layer._gradient_checkpointing_func = lambda forward, *args, run=run: run(
+                    watched(forward), *args
+                )
 
     def _watch_phases(self) -> None:
         recorder, masters, forward = self.recorder, self.updater.masters, self.updater.forward

@@ -88,10 +88,23 @@ class Record:
             rows.append(("best checkpoint on validation", chosen))
         if training:
             rows += _measured(training)
+        rows += self._memory()
         card = facts["machine"]["gpu"]
         rows.append(("machine", card["name"] if card else _processor(facts["machine"])))
         rows.append(("versions", ", ".join(f"{k} {v}" for k, v in facts["versions"].items())))
         return rows
+
+    def _memory(self) -> list[tuple[str, str]]:
+        """What had been traced, where the run was; and whether the card said otherwise."""
+        traced = self.environment.get("memory")
+        if traced is None:
+            return []
+        said = f"{traced['peak_bytes'] / 2**30:.2f} GiB, traced"
+        for event in self.events_of("memory"):
+            said += f"; {event['difference']:+.1%} from the measured peak"
+            if event["warning"]:
+                said += " (WARNING: more than 5 % apart)"
+        return [("peak memory expected", said)]
 
 
 def _measured(training: dict[str, Any]) -> list[tuple[str, str]]:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from peft_whisper.data.batches import Batch
     from peft_whisper.recipe_sections import Training
 
-CARD_ONLY = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
-
 
 class DoesNotFitError(Exception):
     """Memory ran out at `batch`. It holds on to nothing that the failed step computed."""
@@ -96,8 +94,7 @@ class Room:
 
     def _remedies(self) -> str:
         recompute = [] if self.training.recompute == "all" else ["training.recompute=all"]
-        card = [CARD_ONLY] if torch.cuda.is_available() else []
-        return ", ".join([*recompute, "base.quantize=int8 or nf4", *card, "a smaller base"])
+        return ", ".join([*recompute, "base.quantize=int8 or nf4", "a smaller base"])
 
 
 def _size(batch: Batch) -> int:
