@@ -26,12 +26,12 @@ from peft_whisper.memory.account import find_peak
 from peft_whisper.memory.cpu_log import logged_peak
 from peft_whisper.model.base import Base, quiet_transformers
 from peft_whisper.model.sizes import Blueprint
+from peft_whisper.planning.selftest import WITHIN, small_sizes
 from peft_whisper.planning.tracing import Shape, TrainingTrace, fake
 from peft_whisper.recipe import Recipe
 from peft_whisper.terminal import Terminal
 
 RESULTS = Path(__file__).parent / "results"
-WITHIN = 0.001
 QV, ALL = {"modules": ["q", "v"], "rank": 8}, {"rank": 8, "dropout": 0.1}
 FULL = {"method": "none"}
 FP32: dict[str, Any] = {}
@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="benchmarks/memory.py", description=__doc__)
     made.add_argument("numbers", nargs="*", type=int, help="combinations to run, counted from 1")
     args = made.parse_args(argv)
+    if wrong := [one for one in args.numbers if not 1 <= one <= len(COMBINATIONS)]:
+        made.error(f"found {wrong[0]}, expected combinations 1 to {len(COMBINATIONS)}")
     console = Terminal()
     chosen = args.numbers or range(1, len(COMBINATIONS) + 1)
     rows = []
@@ -101,27 +103,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def small_whisper(folder: Path) -> Base:
     """A random Whisper on disk: 3 + 3 layers, 256 wide, 4,000 words."""
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
+    from transformers import WhisperForConditionalGeneration
 
-    sizes = WhisperConfig(
-        d_model=256,
-        encoder_layers=3,
-        decoder_layers=3,
-        encoder_attention_heads=4,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=1024,
-        decoder_ffn_dim=1024,
-        vocab_size=4000,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-        suppress_tokens=None,
-        begin_suppress_tokens=None,
-    )
     torch.manual_seed(1)
     with quiet_transformers():
-        WhisperForConditionalGeneration(sizes).save_pretrained(folder)
+        WhisperForConditionalGeneration(small_sizes(layers=3)).save_pretrained(folder)
     return Base("small", None, folder)
 
 

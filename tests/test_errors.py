@@ -23,8 +23,14 @@ MAIN = """if True:
 """
 
 
+def _hears_ctrl_c() -> None:
+    """Else the child of a shell's background job, as CI may be, ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def command(body: str, **options) -> subprocess.Popen[str]:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    options["preexec_fn"] = _hears_ctrl_c
     return subprocess.Popen(
         [sys.executable, "-c", MAIN.format(body=body)], cwd=REPOSITORY, **options
     )

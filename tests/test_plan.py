@@ -237,7 +237,13 @@ def test_a_base_that_cannot_be_had_is_named_with_its_recipe(folder: Path) -> Non
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are listed by Linux")
 def test_an_interrupt_leaves_no_process_behind() -> None:
     words = ("-m", "peft_whisper.plan", "greedy.yaml", "--card", "0.8", "--labels", "9")
-    running = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [sys.executable, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        # else the child of a shell's background job would not hear it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     children = Path(f"/proc/{running.pid}/task")
     workers: list[str] = []
     while not workers and running.poll() is None:

@@ -126,6 +126,8 @@ def this_card() -> Card:
 
 def available_memory() -> int:
     """Bytes of main memory that a process can still get here, a container's limit respected."""
+    if not hasattr(os, "sysconf"):  # Windows does not say; nothing is refused for it
+        return LARGEST_GIB * GIB
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     info = Path("/proc/meminfo")
     if info.is_file():

@@ -1,8 +1,9 @@
 """Activations computed again in backward instead of kept: which, and in which layers.
 
 Backward needs what the layers computed on the way. Of one 30 s clip an encoder layer of Large V3
-with LoRA on all linears keeps 16 tensors as large as its input (61 MB in bfloat16). What is not
-kept is computed again when backward arrives at the layer; the result is the same.
+with LoRA on all linears keeps 16 tensors as large as its input (61 MB in bfloat16; counted, without
+the adapter's dropout, which copies its inputs). What is not kept is computed again when backward
+arrives at the layer; the result is the same.
 
 - `none`: all is kept.
 - `cheap`: in each layer its input, the products of its wide matrices and its attention are kept.

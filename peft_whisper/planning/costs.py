@@ -61,7 +61,7 @@ class Tracer:
     """
 
     def __init__(self, recipe: Recipe, base: Blueprint, limits: Limits):
-        self.recipe, self.limits = recipe, limits
+        self.limits = limits
         self.trace = TrainingTrace(recipe, base, limits.device)
         self.start = len(self.trace.line.events)
 

@@ -140,11 +140,6 @@ class _Workers:
                 worker.kill()
 
 
-def known(job: Job) -> bool:
-    """Whether the answer is remembered."""
-    return _remembered(job).is_file()
-
-
 def _answer(job: Job, workers: _Workers) -> dict[str, Any]:
     path = _remembered(job)
     try:

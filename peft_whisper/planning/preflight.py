@@ -17,7 +17,6 @@ from peft_whisper.recipe_sections import MAX_TOKENS
 from peft_whisper.session import Session
 
 CLEARLY = 2  # on a computer's own memory nothing is traced whose bound is less than half of it
-
 APART = 0.05  # a traced peak further than this from the measured one is a warning
 
 
@@ -35,7 +34,7 @@ def check_memory(
         return _resolved(session, "none"), {}
     with console.status("tracing what this run takes of memory"):
         plan = _plan(session, _coarse(card), ways)
-        if plan.verdict != "fits":
+        if plan.verdict != "fits" and card.device == "cpu":
             plan = _plan(session, card, ways)
     if plan.verdict == "too large":
         raise NoRoomError(_refusal(plan))
@@ -92,7 +91,12 @@ def _plan(session: Session, card: Card, ways: tuple[tuple[Shape, ...], ...]) -> 
 
 
 def _coarse(card: Card) -> Card:
-    """A little less than there is, so that an answer is remembered though some bytes differ."""
+    """Of a computer's own memory a little less than is free, which differs from run to run.
+
+    So an answer is remembered all the same. A card is as large each time.
+    """
+    if card.device == "cuda":
+        return card
     step = 1 << max(0, card.usable.bit_length() - 4)
     return replace(card, visible=card.usable // step * step + card.context)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,6 +17,9 @@ from peft_whisper.model.sizes import Blueprint
 from peft_whisper.planning.jobs import cache_folder, code_fingerprint
 from peft_whisper.planning.tracing import Shape, TrainingTrace, fake
 from peft_whisper.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
 
 WITHIN = 0.001
 STEP = (Shape(2, 1024, 24),)
@@ -58,14 +62,14 @@ def check_tracer() -> None:
     write_json(passed, {"traced_bytes": traced, "real_bytes": real, "versions": found})
 
 
-def _both() -> tuple[int, int]:
-    """Peak bytes of one update of a small Whisper on the CPU: traced, and from a real run."""
+def small_sizes(layers: int) -> WhisperConfig:
+    """A Whisper 256 wide, of so many layers on either side and 4,000 words."""
     from transformers import WhisperConfig
 
-    sizes = WhisperConfig(
+    return WhisperConfig(
         d_model=256,
-        encoder_layers=2,
-        decoder_layers=2,
+        encoder_layers=layers,
+        decoder_layers=layers,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         encoder_ffn_dim=1024,
@@ -75,8 +79,14 @@ def _both() -> tuple[int, int]:
         bos_token_id=1,
         eos_token_id=2,
         decoder_start_token_id=1,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
     )
-    recipe, base = _recipe(), _Random(sizes)
+
+
+def _both() -> tuple[int, int]:
+    """Peak bytes of one update of a small Whisper on the CPU: traced, and from a real run."""
+    recipe, base = _recipe(), _Random(small_sizes(layers=2))
     with quiet_transformers():
         with fake("cpu"):
             trace = TrainingTrace(recipe, base, "cpu")
