@@ -150,11 +150,12 @@ def top(step: Any, rows: int, console: Console) -> None:
         return
     tally, clips = step.tally, step.clips
     for title, counter in (("GB a clip", tally.moved), ("kernels", tally.kernels)):
-        table = Table(step.name, "stage", "part", "operator", title, "share")
+        table = Table("stage", "part", "operator", title, "share", title=step.name)
         for place, number in counter.most_common(rows):
             shown = f"{number / clips / 1e9:.3f}" if counter is tally.moved else f"{number:,}"
             share = f"{number / counter.total():.1%}"
-            table.add_row("", place.stage, place.part, place.operator, shown, share)
+            operator = place.operator.removeprefix("aten.").removesuffix(".default")
+            table.add_row(place.stage, place.part, operator, shown, share)
         console.print(table)
 
 

@@ -75,23 +75,20 @@ def update(session: Session, full_share: float) -> list[Batch]:
     """The first clips of train as one update, split as the recipe's layout says."""
     from dataclasses import replace
 
-    from peft_whisper.data.batches import TrainingBatches, plan_epoch
+    from peft_whisper.training.stream import Course, stream_updates
 
     layout = session.layout(processes=1)
-    clips = session.splits.train[: layout.clips_per_update]
-    context = replace(session.context, jitter=0, full_share=full_share)
-    ((micro,),) = plan_epoch([clip.duration_s for clip in clips], layout, context, 1, 0)
-    batches = TrainingBatches(
-        clips,
-        micro,
-        session.labels,
-        session.n_mels,
-        channel=session.recipe.data.channel,
-        timestamps=0.0,
+    course = Course(
+        clips=session.splits.train[: layout.clips_per_update],
+        labels=session.labels,
+        n_mels=session.n_mels,
+        context=replace(session.context, jitter=0, full_share=full_share),
+        data=session.recipe.data,
+        layout=layout,
+        updates=1,
         seed=1,
-        epoch=0,
     )
-    return [batches[number] for number in range(len(micro))]
+    return next(stream_updates(course, rank=0))
 
 
 def decoding(session: Session) -> tuple[Callable[[], object], Callable[[], object]]:

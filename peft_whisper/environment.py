@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import re
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "torch",
@@ -102,3 +106,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # torch's allocator on the CPU and NVIDIA's libraries have no exception of their own for it.
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
+def empty_caches(device: torch.device) -> None:
+    """Give unused memory back, so that smaller tensors find whole blocks."""
+    import torch
+
+    gc.collect()  # an exception's frames can hold each other
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()

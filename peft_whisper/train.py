@@ -45,8 +45,9 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
-    from peft_whisper.training.loop import Course, Result
+    from peft_whisper.training.loop import Result
     from peft_whisper.training.optim import Masters
+    from peft_whisper.training.stream import Course
 
 
 Facts = dict[str, Any]  # as environment.json holds them
@@ -192,7 +193,8 @@ def train(
 
 def make_course(session: Session, processes: int) -> Course:
     """Lay out the run: which clips, in which batches, how many updates."""
-    from peft_whisper.training.loop import Course, updates_of
+    from peft_whisper.training.loop import updates_of
+    from peft_whisper.training.stream import Course
 
     recipe, layout = session.recipe, session.layout(processes)
     updates = updates_of(recipe.training, layout, len(session.splits.train))

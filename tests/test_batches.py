@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
-from peft_whisper.data.audio import AudioRef, load_wave
-from peft_whisper.data.audit import Clip
 from peft_whisper.data.batches import (
     Context,
     Layout,
-    MicroBatch,
-    TrainingBatches,
     collate,
-    features,
     pad_waves,
     plan_epoch,
 )
 from peft_whisper.data.labels import LabelRow
-from peft_whisper.errors import DataError
 
 CONTEXT = Context(margin=64, jitter=32, minimum=256, full_share=0.12)
 
@@ -76,7 +66,7 @@ def test_a_bound_on_seconds_splits_full_context_batches_and_leaves_short_ones() 
     plan = plan_epoch(durations, Layout(16, 1, 1, 90.0), context, seed=1, epoch=0)
     sizes = [[(len(micro.clips), micro.positions) for micro in update[0]] for update in plan]
     assert sizes.count([(16, 256)]) == 5
-    assert sizes.count([(3, 1500)] * 4 + [(2, 1500)] * 2) == 5
+    assert [sorted(size) for size in sizes].count([(2, 1500)] * 2 + [(3, 1500)] * 4) == 5
 
 
 def test_the_full_context_share_is_exact() -> None:
@@ -127,60 +117,3 @@ def test_waves_are_padded_with_silence() -> None:
     padded = pad_waves([np.ones(100, np.float32), np.ones(640, np.float32)], positions=2)
     assert padded.shape == (2, 640)
     assert padded.sum(dim=1).tolist() == [100.0, 640.0]
-
-
-# Clips that are no more what the audit saw
-
-
-def stored(path: Path, seconds: float = 1.0) -> None:
-    wave = 0.1 * np.random.default_rng(0).standard_normal(round(16_000 * seconds))
-    soundfile.write(path, wave, 16_000)
-
-
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:16_000])
-
-
-def lengthen(path: Path) -> None:
-    stored(path, 6.0)  # beyond the 256 positions of its batch
-
-
-def shorten(path: Path) -> None:
-    stored(path, 0.5)
-
-
-CHANGES = {
-    delete: "unreadable: no such file; ",
-    cut: "shortened: ",
-    lengthen: "duration differs: 1.0000 s then, 6.0000 s now; ",
-    shorten: "duration differs: 1.0000 s then, 0.5000 s now; ",
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_clip_changed_since_the_audit_is_one_sentence(change, workers, tmp_path: Path) -> None:
-    stored(tmp_path / "a.wav")
-    clip = Clip("x 1", AudioRef(path=str(tmp_path / "a.wav")), "t", "en", None, 1.0, 5, "0")
-    assert features([clip], 256, 80, lambda one: load_wave(one.audio)).shape == (1, 80, 512)
-    dataset = TrainingBatches(
-        [clip],
-        [MicroBatch((0,), 256)],
-        None,  # no labels: it stops before
-        80,
-        channel="mean",
-        timestamps=0,
-        seed=1,
-        epoch=0,
-    )
-    change(tmp_path / "a.wav")
-    with pytest.raises(DataError) as caught:
-        next(iter(DataLoader(dataset, batch_size=None, num_workers=workers)))
-    said = str(caught.value)
-    assert said.startswith("clip x 1 has changed since it was checked: " + CHANGES[change])
-    assert said.endswith("; put it back as it was, or start again")
-    assert "\n" not in said

@@ -75,7 +75,7 @@ def test_autocast_casts_as_a_card_does(dtype: torch.dtype) -> None:
 )
 def test_the_attention_kernel_is_the_cards(flash, dtype, mask, kernel) -> None:
     with fake_cuda(flash):
-        recorder = Recorder("cuda")
+        recorder = Recorder("cuda", {})
         q = torch.zeros(1, 2, 64, 64, dtype=dtype, device="cuda", requires_grad=True)
         masked = torch.zeros(1, 1, 64, 64, dtype=dtype, device="cuda") if mask else None
         recorder.phase("forward")
@@ -88,7 +88,7 @@ def test_the_attention_kernel_is_the_cards(flash, dtype, mask, kernel) -> None:
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_a_traced_step_knows_its_parts(device: str) -> None:
     with fake_cuda(True) if device == "cuda" else fake_cpu():
-        recorder = Recorder(device)
+        recorder = Recorder(device, {})
         with recorder:
             recorder.phase("loading")
             made, x = network(device)
@@ -111,7 +111,7 @@ def test_a_traced_step_knows_its_parts(device: str) -> None:
 def test_gradients_of_one_value_are_summed_in_place() -> None:
     """As without a mode: else a full fine-tune would seem 9 % larger than it is."""
     with fake_cpu():
-        recorder = Recorder("cpu")
+        recorder = Recorder("cpu", {})
         w = torch.zeros(1000, 1000, requires_grad=True)
         x = torch.zeros(1, 1000)
         recorder.phase("backward")

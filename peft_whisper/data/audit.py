@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from peft_whisper.data.ahead import in_order
 from peft_whisper.data.audio import SILENCE_RMS, AudioError, AudioRef, load_wave, rms
 from peft_whisper.data.labels import MAX_TOKENS
 from peft_whisper.data.mel import SAMPLE_RATE
@@ -93,8 +93,10 @@ def audit(
 
     clips: list[Clip] = []
     rejected: list[Rejected] = []
+    counted = _counted(rows, count_tokens)
+    results = in_order(partial(_check, channel), counted, DECODERS, ahead=2 * DECODERS)
     with progress(console or Console(quiet=True), title) as task:
-        for result in _in_order(_counted(rows, count_tokens), channel):
+        for result in results:
             if isinstance(result, Clip):
                 clips.append(result)
             else:
@@ -111,23 +113,8 @@ def _counted(rows: Iterable[Row], count_tokens: CountTokens) -> Iterator[tuple[R
             raise DataError(f"{row.where} ({row.id}): {error}") from error
 
 
-def _in_order(counted: Iterable[tuple[Row, int]], channel: str) -> Iterator[Clip | Rejected]:
-    """Decode in threads, a few rows ahead of the one whose result is due."""
-    waiting: deque[Future[Clip | Rejected]] = deque()
-    with ThreadPoolExecutor(DECODERS) as pool:
-        try:
-            for row, tokens in counted:
-                waiting.append(pool.submit(_check, row, tokens, channel))
-                if len(waiting) > 2 * DECODERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _check(row: Row, tokens: int, channel: str) -> Clip | Rejected:
+def _check(channel: str, counted: tuple[Row, int]) -> Clip | Rejected:
+    row, tokens = counted
     try:
         if not row.text.strip():
             raise AudioError("empty transcript", "no words to learn")

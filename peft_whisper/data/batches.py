@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from peft_whisper.data.audio import load_wave, unchanged
+from peft_whisper.data.audio import unchanged
 from peft_whisper.data.mel import FULL_POSITIONS, SAMPLE_RATE, SAMPLES_PER_POSITION, log_mel
 
 if TYPE_CHECKING:
     import torch
 
     from peft_whisper.data.audit import Clip
-    from peft_whisper.data.labels import Labels
+    from peft_whisper.data.labels import LabelRow
 
 ROUND_TO = 64  # positions: few distinct shapes, and matrices of a size that kernels like
 WINDOW = 32  # updates whose clips are sorted by length together: enough to pack, still random
+SILENCE = 2  # positions of zeros after which every further frame is the same
 
 
 @dataclass(frozen=True)
@@ -76,16 +78,27 @@ class Layout:
     def updates_per_epoch(self, clips: int) -> int:
         return -(-clips // self.clips_per_update)
 
+    def allows(self, micro: MicroBatch) -> bool:
+        """Whether these clips may pass the model together."""
+        count = len(micro.clips)
+        return count == 1 or (1 < count <= self.batch and micro.fits(self.audio_s))
+
 
 def plan_epoch(
-    durations: Sequence[float], layout: Layout, context: Context, seed: int, epoch: int
+    durations: Sequence[float],
+    layout: Layout,
+    context: Context,
+    seed: int,
+    epoch: int,
+    tokens: Sequence[int] | None = None,
 ) -> list[list[Update]]:
     """One epoch's updates for every process: `plan[update][process]`.
 
     Each clip is heard once. Clips that need the same context travel together (the sort is stable,
     so within a context their order stays random), and the order of updates is random; all of it is
-    a function of seed and epoch alone. The last update may be smaller; it repeats
-    clips only where each process would not have one for each of its micro-steps.
+    a function of seed and epoch alone. The last update may be smaller; it repeats clips only where
+    each process would not have one for each of its micro-steps. `tokens`, the clips' label lengths,
+    decide only which clips of an update share a micro-step.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(durations))
@@ -102,30 +115,38 @@ def plan_epoch(
         extra = int(rng.integers(-context.jitter, context.jitter + 1))
         if int((number + 1) * context.full_share) > int(number * context.full_share):
             extra = FULL_POSITIONS
-        plan.append(_deal(group, durations, layout, context, extra))
+        positions = {i: context.positions(durations[i], extra) for i in group}
+        group.sort(key=lambda i: (positions[i], tokens[i] if tokens else 0))
+        plan.append(_deal(group, positions, layout))
     return plan
 
 
-def _deal(
-    group: list[int],
-    durations: Sequence[float],
-    layout: Layout,
-    context: Context,
-    extra: int,
-) -> list[Update]:
-    """Deal one update's clips, shortest first, into micro-steps x processes of even size."""
+def _deal(group: list[int], positions: dict[int, int], layout: Layout) -> list[Update]:
+    """Deal one update's clips, shortest first, into micro-steps x processes.
+
+    As few micro-steps as the layout allows, of about as many seconds each, or else as many clips.
+    """
     steps = -(-len(group) // (layout.batch * layout.processes))
     while True:
         count = steps * layout.processes
-        filled = np.resize(group, max(len(group), count))  # repeats clips where there are too few
-        parts = [part.tolist() for part in np.array_split(filled, count)]
-        micro = [
-            MicroBatch(tuple(part), context.positions(max(durations[i] for i in part), extra))
-            for part in parts
-        ]
-        if all(len(one.clips) == 1 or one.fits(layout.audio_s) for one in micro):
-            return [tuple(micro[rank :: layout.processes]) for rank in range(layout.processes)]
+        repeats = np.arange(max(len(group), count)) % len(group)  # where there are too few clips
+        filled = [group[at] for at in sorted(repeats)]
+        needs = [positions[i] for i in filled]
+        for cuts in (_even(needs, count), _even([1] * len(filled), count)):
+            parts = [filled[start:end] for start, end in pairwise(cuts)]
+            if not all(parts):
+                continue
+            micro = [MicroBatch(tuple(part), positions[part[-1]]) for part in parts]
+            if all(map(layout.allows, micro)):
+                return [tuple(micro[rank :: layout.processes]) for rank in range(layout.processes)]
         steps += 1
+
+
+def _even(needs: Sequence[int], count: int) -> list[int]:
+    """Where to cut a row of needs into `count` parts of about equal sums: count + 1 indices."""
+    sums = np.cumsum([0, *needs])
+    inner = np.searchsorted(sums, sums[-1] * np.arange(1, count) / count - needs[0] / 2)
+    return [0, *inner.tolist(), len(needs)]
 
 
 @dataclass(frozen=True)
@@ -153,11 +174,17 @@ class Batch:
         return self.mel.shape[-1] // 2
 
     def to(self, device: torch.device) -> Batch:
-        tensors = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("mel", "decoder_input_ids", "index", "targets")
-        }
-        return replace(self, **tensors)
+        """The same on `device`; from pinned memory the copy does not wait."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in page-locked memory; a DataLoader calls this by its name."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        names = ("mel", "decoder_input_ids", "index", "targets")
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
     def split(self) -> tuple[Batch, Batch]:
         """Halves, in order, the first the larger; labels are padded to the longest of each half.
@@ -201,58 +228,22 @@ def features(
 ) -> torch.Tensor:
     """Log-mel float32 (clips, n_mels, 2 * positions) of clips that fit into `positions`.
 
-    Raises DataError where `wave_of` finds a clip no more as the audit did.
+    Clip by clip, at its own length: the frames of the silence behind it are all alike. Raises
+    DataError where `wave_of` finds a clip no more as the audit did.
     """
-    waves = [unchanged(clip, wave_of) for clip in clips]
-    return log_mel(pad_waves(waves, positions), n_mels)
+    import torch
+
+    out = torch.empty(len(clips), n_mels, 2 * positions)
+    for row, clip in zip(out, clips, strict=True):
+        wave = unchanged(clip, wave_of)
+        own = min(positions, -(-len(wave) // SAMPLES_PER_POSITION) + SILENCE)
+        heard = log_mel(pad_waves([wave], own), n_mels)[0]
+        row[:, : heard.shape[1]] = heard
+        row[:, heard.shape[1] :] = heard[:, -1:]
+    return out
 
 
-class TrainingBatches:
-    """Map-style dataset whose items are whole batches, so that loader workers collate.
-
-    An item is a function of seed, epoch and clip alone: workers and restarts change nothing.
-    """
-
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        micro_batches: Sequence[MicroBatch],
-        labels: Labels,
-        n_mels: int,
-        *,
-        channel: str,
-        timestamps: float,
-        seed: int,
-        epoch: int,
-    ):
-        self.clips, self.micro_batches, self.labels = clips, micro_batches, labels
-        self.n_mels, self.channel = n_mels, channel
-        self.timestamps, self.seed, self.epoch = timestamps, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self.micro_batches)
-
-    def __getitem__(self, number: int) -> Batch:
-        micro = self.micro_batches[number]
-        clips = [self.clips[i] for i in micro.clips]
-        mel = features(
-            clips, micro.positions, self.n_mels, lambda clip: load_wave(clip.audio, self.channel)
-        )
-        rows = [
-            self.labels.row(clip.text, clip.language, self._speech_s(i, clip))
-            for i, clip in zip(micro.clips, clips, strict=True)
-        ]
-        return collate(mel, rows, self.labels.end, clips)
-
-    def _speech_s(self, i: int, clip: Clip) -> float | None:
-        """The clip's length where this epoch's draw gives it timestamps, else None."""
-        if not self.timestamps:
-            return None
-        drawn = np.random.default_rng([self.seed, self.epoch, i]).random()
-        return clip.duration_s if drawn < self.timestamps else None
-
-
-def collate(mel: torch.Tensor, rows: Sequence, pad: int, clips: Sequence[Clip]) -> Batch:
+def collate(mel: torch.Tensor, rows: Sequence[LabelRow], pad: int, clips: Sequence[Clip]) -> Batch:
     """Pad label rows on the right and note, by length, where the real tokens are."""
     import torch
 

@@ -43,7 +43,7 @@ class Labels:
         self.end = self._id("<|endoftext|>")
         self._start = self._id("<|startoftranscript|>")
         self._no_timestamps = self._id("<|notimestamps|>")
-        self._first_timestamp = self._no_timestamps + 1
+        self.first_timestamp = self._no_timestamps + 1
 
     def _id(self, token: str) -> int:
         found = self.tokenizer.convert_tokens_to_ids(token)
@@ -82,7 +82,7 @@ class Labels:
 
     def _timestamp(self, seconds: float) -> int:
         steps = round(min(seconds, LAST_TIMESTAMP_S) / TIMESTAMP_STEP_S)
-        return self._first_timestamp + steps
+        return self.first_timestamp + steps
 
     def count(self, text: str, language: str | None) -> int:
         """Decoder positions a clip needs in its longest form (timestamped), end-of-text included.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,11 +36,14 @@ class Timeline:
 
 
 class Recorder(TorchDispatchMode):
-    """While on, writes down each storage of `device` as it comes and goes."""
+    """While on, writes down each storage of `device` as it comes and goes.
 
-    def __init__(self, device: str):
+    `scratch`: by operator, the bytes that it takes and gives back by itself, from its arguments.
+    """
+
+    def __init__(self, device: str, scratch: Mapping[Any, Callable[..., int]]):
         super().__init__()
-        self.device, self.line = device, Timeline()
+        self.device, self.line, self.scratch = device, Timeline(), scratch
         self._repeating = False
         self._live: dict[int, int] = {}  # storage's address -> number
         self._watch: dict[int, Any] = {}  # number -> weak reference
@@ -116,6 +119,8 @@ class Recorder(TorchDispatchMode):
             if isinstance(one, Tensor):
                 self._see(one, func)
         self._count(func, args, kwargs, out)
+        if func in self.scratch:
+            self._passing(self.scratch[func](*args), f"{func} scratch")
         scratch = _cuda_scratch if self.device == "cuda" else _cpu_scratch
         if size := scratch(func, args):
             self._passing(size, f"{func} scratch")

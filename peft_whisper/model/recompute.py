@@ -27,6 +27,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from peft_whisper.model.lora_ops import lora
+
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
@@ -37,7 +39,7 @@ ATTENTION = {
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
 }
-PRODUCTS = {aten.mm.default, aten.addmm.default}
+PRODUCTS = {aten.mm.default, aten.addmm.default}  # their last argument is the matrix, transposed
 # What `auto` tries, from the least repeated to the least kept.
 LADDER = ("none", "cheap", "1/4", "1/2", "2/3", "3/4", "1/1", "all")
 
@@ -70,12 +72,15 @@ def _policy(choice: str, number: int, width: int) -> Policy | None:
 def _keep(_context: Any, op: Any, *args: Any, width: int | None, **_: Any) -> CheckpointPolicy:
     """Keep attention, and the products of matrices whose inner dimension is `width`.
 
-    These are q, k, v, out and fc1. Not fc2 (four times as wide), whose output no backward in the
-    layer asks for, and not B of an adapter (its rank wide), whose output is large for what it
-    costs.
+    These are q, k, v, out and fc1, with an adapter's part. Not fc2 (four times as wide), whose
+    output no backward in the layer asks for.
     """
-    product = width is not None and op in PRODUCTS and args[-1].shape[-2] == width
-    if product or op in ATTENTION:
+    inner = None
+    if op in PRODUCTS:
+        inner = args[-1].shape[-2]
+    elif op is lora.lora_up.default:
+        inner = args[1].shape[-1]
+    if (width is not None and inner == width) or op in ATTENTION:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -12,8 +12,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 from peft_whisper.environment import cores, versions
 from peft_whisper.errors import DataError, PublishError, RecipeError, StateError, UserError
@@ -107,37 +108,72 @@ def ask(
 
 
 class _Workers:
-    """The processes at work, so that none is left behind."""
+    """The processes at work, each for one job after the other, so that none is left behind."""
 
     def __init__(self) -> None:
         self._lock, self._ended = Lock(), False
-        self._running: set[subprocess.Popen[str]] = set()
+        self._idle: list[_Worker] = []
+        self._all: list[_Worker] = []
 
-    def run(self, job: Job) -> tuple[str, str, int]:
-        """(stdout, stderr, exit code) of a process that answers `job`."""
+    def run(self, job: Job) -> str:
+        """What a process says of `job`; raises StateError where it ends without a word."""
         with self._lock:
             if self._ended:
                 raise StateError("interrupted")
-            # It has changed torch's insides by the end, hence a process of its own.
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "peft_whisper.planning.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error"},
-            )
-            self._running.add(worker)
-        said, complaints = worker.communicate(json.dumps(job.as_dict()))
+            if self._idle:
+                worker = self._idle.pop()
+            else:
+                worker = _Worker()
+                self._all.append(worker)
+        said = worker.ask(json.dumps(job.as_dict()))
         with self._lock:
-            self._running.discard(worker)
-        return said, complaints, worker.returncode
+            self._idle.append(worker)
+        if said is None:
+            raise StateError(f"tracing {job.recipe.name} failed: {worker.complaint()}")
+        return said
 
     def end(self) -> None:
         with self._lock:
             self._ended = True
-            for worker in self._running:
-                worker.kill()
+            for worker in self._all:
+                worker.end()
+
+
+class _Worker:
+    """A process of `planning.worker`: it changes torch's insides, hence one of its own."""
+
+    def __init__(self) -> None:
+        self._complaints: IO[str] = TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "peft_whisper.planning.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRANSFORMERS_VERBOSITY": "error"},
+        )
+
+    def ask(self, line: str) -> str | None:
+        """The line that answers `line`; None where the process ended instead."""
+        assert self._process.stdin and self._process.stdout
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return None
+        return self._process.stdout.readline() or None
+
+    def complaint(self) -> str:
+        """The last line it wrote on stderr, or else its exit code."""
+        code = self._process.wait()
+        self._complaints.seek(0)
+        return (self._complaints.read().strip() or f"exit code {code}").splitlines()[-1]
+
+    def end(self) -> None:
+        """End it, whatever it does; what it was asked stays without an answer."""
+        self._process.kill()
+        self._process.wait()
+        self._complaints.close()
 
 
 def _answer(job: Job, workers: _Workers) -> dict[str, Any]:
@@ -156,12 +192,7 @@ def _remembered(job: Job) -> Path:
 
 
 def _traced(job: Job, workers: _Workers) -> dict[str, Any]:
-    output, complaints, code = workers.run(job)
-    try:
-        said = json.loads(output)
-    except ValueError:
-        last = (complaints.strip() or f"exit code {code}").splitlines()[-1]
-        raise StateError(f"tracing {job.recipe.name} failed: {last}") from None
+    said = json.loads(workers.run(job))
     if "error" in said:
         raise _of_code(said["code"])(said["error"])
     return said["answer"]

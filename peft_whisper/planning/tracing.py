@@ -20,6 +20,7 @@ from peft_whisper.memory.fake_cuda import fake_cpu, fake_cuda
 from peft_whisper.memory.recorder import Recorder, Timeline
 from peft_whisper.model.adapters import merged
 from peft_whisper.model.encoder import whisper_of
+from peft_whisper.model.lora_ops import SCRATCH
 from peft_whisper.model.recompute import recompute
 from peft_whisper.session import Session
 
@@ -76,7 +77,7 @@ class TrainingTrace:
 
     def __init__(self, recipe: Recipe, base: Blueprint | Base, device: str, record: bool = True):
         self.device, self.record = device, record
-        self.recorder = Recorder(device)
+        self.recorder = Recorder(device, SCRATCH)
         self.session = session_of(recipe, base)
         self.sizes, self.trains_all = base.config(), recipe.adapter.method == "none"
         with _prompt_deaths(), self._watched():
@@ -183,7 +184,6 @@ def _fill_optimizer(updater: Updater) -> None:
 @contextmanager
 def _prompt_deaths() -> Iterator[None]:
     """Frees happen where reference counts say so, not where the collector comes by."""
-    gc.collect()
     gc.disable()
     try:
         yield

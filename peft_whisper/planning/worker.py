@@ -1,7 +1,7 @@
-"""Answers one job: what a recipe takes of a card, the largest batch, what would make it fit.
+"""Answers jobs: what a recipe takes of a card, the largest batch, what would make it fit.
 
 Runs as a process of its own (`python -m peft_whisper.planning.worker`), since tracing changes
-torch's insides: the job is read from stdin as JSON, the answer written to stdout.
+torch's insides: a job is a line of JSON on stdin, its answer a line on stdout.
 """
 
 from __future__ import annotations
@@ -67,20 +67,21 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    """Read a job, write {"answer": ...} or {"error": text, "code": exit code}."""
+    """For each job write {"answer": ...} or {"error": text, "code": exit code}."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is not the answer
-    try:
-        import torch
+    import torch
 
-        torch.set_num_threads(1)  # nothing is computed; several workers share the cores
-        check_tracer()
-        said: dict[str, Any] = {"answer": answer(json.load(sys.stdin))}
-    except UserError as error:
-        said = {"error": str(error), "code": error.exit_code}
-    json.dump(said, out)
-    out.flush()
+    torch.set_num_threads(1)  # nothing is computed; several workers share the cores
+    for line in sys.stdin:
+        try:
+            check_tracer()
+            said: dict[str, Any] = {"answer": answer(json.loads(line))}
+        except UserError as error:
+            said = {"error": str(error), "code": error.exit_code}
+        out.write(json.dumps(said) + "\n")
+        out.flush()
 
 
 if __name__ == "__main__":

@@ -3,79 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from peft_whisper.data.batches import Batch, Context, Layout, TrainingBatches, plan_epoch
-from peft_whisper.environment import is_out_of_memory
+from peft_whisper.data.batches import Batch, Layout
+from peft_whisper.environment import empty_caches, is_out_of_memory
 from peft_whisper.errors import NoRoomError, StateError, first_line
 from peft_whisper.model.adapters import FirstBackwardCheck, trainable
 from peft_whisper.model.encoder import TokenLoss, whisper_of
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
 from peft_whisper.training.precision import LossScale, autocast_dtype
-from peft_whisper.training.room import DoesNotFitError, Room, empty_caches
+from peft_whisper.training.room import DoesNotFitError, Room
+from peft_whisper.training.stream import Course, living_loaders, stream_updates
 from peft_whisper.training.tally import Meter, Selection
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from peft_whisper.data.audit import Clip
-    from peft_whisper.data.labels import Labels
-    from peft_whisper.recipe_sections import Data, Evaluation, Training
+    from peft_whisper.recipe_sections import Evaluation, Training
 
 Log = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Course:
-    """What is heard in a run: audited clips, how they become batches, and how often."""
-
-    clips: Sequence[Clip]
-    labels: Labels
-    n_mels: int
-    context: Context
-    data: Data
-    layout: Layout
-    updates: int
-    seed: int
-
-    @property
-    def updates_per_epoch(self) -> int:
-        return self.layout.updates_per_epoch(len(self.clips))
-
-
-def stream_updates(course: Course, rank: int) -> Iterator[list[Batch]]:
-    """Micro-batches of every update of the run, in order, for one process."""
-    durations = [clip.duration_s for clip in course.clips]
-    left, epoch = course.updates, 0
-    while left > 0:
-        plan = plan_epoch(durations, course.layout, course.context, course.seed, epoch)[:left]
-        steps = [update[rank] for update in plan]
-        dataset = TrainingBatches(
-            course.clips,
-            [micro for step in steps for micro in step],
-            course.labels,
-            course.n_mels,
-            channel=course.data.channel,
-            timestamps=course.data.timestamps,
-            seed=course.seed,
-            epoch=epoch,
-        )
-        loader: DataLoader[Batch] = DataLoader(
-            dataset,  # type: ignore[arg-type]  # map-style by its methods, without inheriting
-            batch_size=None,
-            num_workers=course.data.workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-        stream = iter(loader)
-        for step in steps:
-            yield [next(stream) for _ in step]
-        left, epoch = left - len(steps), epoch + 1
 
 
 class Updater:
@@ -159,7 +110,7 @@ class Updater:
             if self.first_check:
                 self.first_check.finish(self.masters.named)
                 self.first_check = None
-            norm = torch.nn.utils.clip_grad_norm_(self.masters.fp32, self.training.max_grad_norm)
+            norm = self.masters.clip(self.training.max_grad_norm)
         values = torch.stack([loss, norm.to(loss)]).tolist()
         # Where the loss itself is not finite, its scale is not why.
         factor, overflow = self.loss_scale, _finite(values[0]) and not _finite(values[1])
@@ -226,6 +177,7 @@ class Result:
     speed: dict[str, float | None]
 
 
+@living_loaders()
 def fit(
     updater: Updater,
     course: Course,

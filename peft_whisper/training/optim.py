@@ -51,15 +51,33 @@ class Masters:
 
     def take_gradients(self) -> None:
         """Move gradients from the model to the masters, as fp32."""
+        given: list[torch.Tensor] = []
+        taken: list[torch.Tensor] = []
         for master, parameter in self._copies:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
+            master.grad = None
+            if parameter.grad is not None:
+                master.grad = torch.empty_like(master)
+                given.append(parameter.grad)
+                taken.append(master.grad)
+                parameter.grad = None
+        if given:  # one kernel for many tensors, where the device has it
+            torch._foreach_copy_(taken, given)
+
+    def clip(self, longest: float) -> torch.Tensor:
+        """Shorten the gradients to a norm of `longest`; returns their norm before, a scalar."""
+        grads = [master.grad for master in self.fp32 if master.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)).float())
+        torch._foreach_mul_(grads, (longest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
 
     def publish(self) -> None:
         """Copy the masters' new values, rounded, into the model."""
-        with torch.no_grad():
-            for master, parameter in self._copies:
-                parameter.copy_(master)
+        if self._copies:
+            with torch.no_grad():
+                torch._foreach_copy_(
+                    [parameter for _, parameter in self._copies],
+                    [master for master, _ in self._copies],
+                )
 
     @contextmanager
     def exposed(self, *, saving: bool = False) -> Iterator[None]:

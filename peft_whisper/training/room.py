@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from peft_whisper.environment import is_out_of_memory, peak_memory
 from peft_whisper.errors import NoRoomError, first_line
@@ -103,10 +100,3 @@ def _size(batch: Batch) -> int:
 
 def _gb(count: int) -> str:
     return f"{count / 1e9:.1f} GB"
-
-
-def empty_caches(device: torch.device) -> None:
-    """Give unused memory back, so that smaller tensors find whole blocks."""
-    gc.collect()  # an exception's frames can hold each other
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()

@@ -1,0 +1,194 @@
+"""The three operators of a LoRA layer, each in torch's own kernels and on any device.
+
+To torch each is one operator, so that a layer computed again in backward keeps or repeats it as a
+whole, and a trace follows it in one step. What torch can't see then is said here: shapes, FLOPs,
+and the memory that an operator takes and gives back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+STEPS = 1 << 16  # so finely is the share of dropped inputs kept on a CPU
+
+
+def lora_down(x: Tensor, down: Tensor, share: float, on_cpu: bool) -> tuple[Tensor, Tensor]:
+    """A drop(x), and the mask of drop: bool on a card, factors on a CPU, empty without dropout.
+
+    Args:
+        x: (..., inputs).
+        down: A, (rank, inputs).
+        share: of the inputs that are dropped; the others grow by 1 / (1 - share).
+    """
+    if not share:
+        return _product(x, down.t()), x.new_empty(0)
+    if on_cpu:
+        seen, mask = _drop(x, share)
+    else:
+        seen, mask = torch.ops.aten.native_dropout(x, share, True)
+    return _product(seen, down.t()), mask
+
+
+def _drop(x: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """As native_dropout, whose draw of 64 bits for each input takes longer than W's product."""
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    mask = torch.empty_like(x, memory_format=torch.contiguous_format)
+    torch.ge(bits, round(share * STEPS) - STEPS // 2, out=mask).mul_(1 / (1 - share))
+    return x * mask, mask
+
+
+def lora_up(
+    x: Tensor, matrix: Tensor, bias: Tensor | None, inner: Tensor, up: Tensor, scale: float
+) -> Tensor:
+    """W x + b + s B inner: (..., outputs).
+
+    Args:
+        x: (..., inputs).
+        matrix: W, (outputs, inputs).
+        inner: A drop(x), (..., rank).
+        up: B, (outputs, rank).
+    """
+    y = torch.nn.functional.linear(x, matrix, bias)
+    _rows(y).addmm_(_rows(inner), up.t(), alpha=scale)
+    return y
+
+
+def lora_backward(
+    grad: Tensor,
+    x: Tensor,
+    mask: Tensor | None,
+    inner: Tensor,
+    matrix: Tensor,
+    down: Tensor,
+    up: Tensor,
+    scale: float,
+    share: float,
+    for_x: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty unless asked for), A and B, of `grad`, that of y."""
+    grads, rows = _rows(grad), _rows(x)
+    of_up = _scaled_product(grads.t(), _rows(inner), scale)
+    of_inner = _scaled_product(grads, up, scale)
+    of_down = of_inner.t() @ (rows if mask is None else _dropped(rows, _rows(mask), share))
+    if not for_x:
+        return x.new_empty(0), of_down, of_up
+    of_x = grads @ matrix
+    if mask is None:
+        of_x.addmm_(of_inner, down)
+    elif mask.dtype == torch.bool:
+        of_x.addcmul_(of_inner @ down, _rows(mask), value=1 / (1 - share))
+    else:
+        of_x.addcmul_(of_inner @ down, _rows(mask))
+    return of_x.view(x.shape), of_down, of_up
+
+
+def _dropped(x: Tensor, mask: Tensor, share: float) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - share))
+    return x * mask
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    return (_rows(x) @ matrix).view(*x.shape[:-1], -1)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale * a @ b in one kernel."""
+    return torch.addmm(a.new_empty(b.shape[1]), a, b, beta=0, alpha=scale)
+
+
+def _down_meta(x: Tensor, down: Tensor, share: float, on_cpu: bool) -> tuple[Tensor, Tensor]:
+    mask = x.new_empty(x.shape if share else 0, dtype=x.dtype if on_cpu else torch.bool)
+    return x.new_empty(*x.shape[:-1], len(down)), mask
+
+
+def _up_meta(x: Tensor, matrix: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(*x.shape[:-1], len(matrix))
+
+
+def _backward_meta(grad: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _mask, _inner, _matrix, down, up, _scale, _share, for_x = others
+    return x.new_empty(x.shape if for_x else 0), torch.empty_like(down), torch.empty_like(up)
+
+
+def _down_flops(x: Tensor, down: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * x.numel() * len(down)
+
+
+def _up_flops(x: Tensor, matrix: Tensor, _bias: Any, inner: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * (x.numel() + inner.numel()) * len(matrix)
+
+
+def _backward_flops(grad: Tensor, x: Tensor, *others: Any, **__: Any) -> int:
+    _mask, inner, matrix, _down, _up, _scale, _share, for_x = others
+    of_up = of_inner = 2 * grad.numel() * inner.shape[-1]
+    of_down = 2 * inner.numel() * x.shape[-1]
+    of_x = (2 * grad.numel() * matrix.shape[1] + of_down) if for_x else 0
+    return of_up + of_inner + of_down + of_x
+
+
+def _down_scratch(x: Tensor, _down: Tensor, share: float, _on_cpu: bool) -> int:
+    return x.nbytes if share else 0
+
+
+def _backward_scratch(grad: Tensor, x: Tensor, _mask: Tensor, inner: Tensor, *others: Any) -> int:
+    share = others[-2]
+    return inner.nbytes + (x.nbytes if share else 0)
+
+
+# Bytes that an operator takes beside its outputs, by operator.
+SCRATCH: dict[Any, Callable[..., int]] = {}
+
+_library = torch.library.Library("peft_whisper", "DEF")
+lora: Any = torch.ops.peft_whisper
+
+
+def _define(
+    schema: str,
+    made: Callable[..., Any],
+    meta: Callable[..., Any],
+    flops: Callable[..., int],
+    scratch: Callable[..., int] | None,
+) -> None:
+    name = made.__name__
+    _library.define(name + schema)
+    for device in ("CPU", "CUDA", "XPU"):
+        _library.impl(name, made, device)
+    _library.impl(name, meta, "Meta")
+    register_flop_formula(getattr(lora, name), get_raw=True)(flops)
+    if scratch:
+        SCRATCH[getattr(lora, name).default] = scratch
+
+
+_define(
+    "(Tensor x, Tensor down, float share, bool on_cpu) -> (Tensor, Tensor)",
+    lora_down,
+    _down_meta,
+    _down_flops,
+    _down_scratch,
+)
+_define(
+    "(Tensor x, Tensor matrix, Tensor? bias, Tensor inner, Tensor up, float scale) -> Tensor",
+    lora_up,
+    _up_meta,
+    _up_flops,
+    None,
+)
+_define(
+    "(Tensor grad, Tensor x, Tensor? mask, Tensor inner, Tensor matrix, Tensor down, Tensor up, "
+    "float scale, float share, bool for_x) -> (Tensor, Tensor, Tensor)",
+    lora_backward,
+    _backward_meta,
+    _backward_flops,
+    _backward_scratch,
+)

@@ -1,0 +1,142 @@
+"""What a run hears, batch after batch, made ready while the step before it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import tee
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from peft_whisper.data.ahead import in_order
+from peft_whisper.data.audio import load_wave
+from peft_whisper.data.batches import (
+    Batch,
+    Context,
+    Layout,
+    MicroBatch,
+    Update,
+    collate,
+    features,
+    plan_epoch,
+)
+from peft_whisper.errors import NoRoomError, first_line
+
+if TYPE_CHECKING:
+    from peft_whisper.data.audit import Clip
+    from peft_whisper.data.labels import Labels
+    from peft_whisper.recipe_sections import Data
+
+Place = tuple[int, MicroBatch]  # an epoch, and what is heard at once in it
+
+AHEAD = 2  # micro-batches made before they are due, by the thread or by each loader process
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is heard in a run: audited clips, how they become batches, and how often."""
+
+    clips: Sequence[Clip]
+    labels: Labels
+    n_mels: int
+    context: Context
+    data: Data
+    layout: Layout
+    updates: int
+    seed: int
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return self.layout.updates_per_epoch(len(self.clips))
+
+    def plan(self, rank: int) -> Iterator[tuple[int, Update]]:
+        """Every update of the run: its epoch, and what the process of this rank hears."""
+        durations = [clip.duration_s for clip in self.clips]
+        tokens = [clip.tokens for clip in self.clips]
+        left, epoch = self.updates, 0
+        while left > 0:
+            plan = plan_epoch(durations, self.layout, self.context, self.seed, epoch, tokens)
+            for update in plan[:left]:
+                yield epoch, update[rank]
+            left, epoch = left - len(plan), epoch + 1
+
+
+def stream_updates(course: Course, rank: int) -> Iterator[list[Batch]]:
+    """Micro-batches of every update of the run, in order, for one process.
+
+    `data.workers` processes make them for as long as the run lasts; without any, a thread does.
+    """
+    updates, ahead = tee(course.plan(rank))
+    places = ((epoch, micro) for epoch, update in ahead for micro in update)
+    batches = _made(TrainingBatches(course), places, course.data.workers)
+    for _, update in updates:
+        yield [next(batches) for _ in update]
+
+
+def _made(batches: TrainingBatches, places: Iterable[Place], workers: int) -> Iterator[Batch]:
+    if workers == 0:
+        return in_order(batches.pinned, places, threads=1, ahead=AHEAD)
+    loader: DataLoader[Batch] = DataLoader(
+        batches,  # type: ignore[arg-type]  # map-style by its method, without inheriting
+        batch_size=None,
+        sampler=places,
+        num_workers=workers,
+        prefetch_factor=AHEAD,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+@contextmanager
+def living_loaders() -> Iterator[None]:
+    """Say in one sentence that a loader process died; torch raises it in the midst of any step."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = first_line(error).strip()
+        if not said.startswith("DataLoader worker"):
+            raise
+        raise NoRoomError(
+            f"a process that loads speech died: {said.rstrip('. ')}. Most often memory, or "
+            "/dev/shm, ran out: lower data.workers; with 0 the training process loads by itself"
+        ) from error
+
+
+class TrainingBatches:
+    """Map-style dataset whose items are whole batches, so that loader processes collate.
+
+    `batches[epoch, micro]` is a function of the course, the epoch and the clips alone: processes
+    and restarts change nothing.
+    """
+
+    def __init__(self, course: Course):
+        self.course = course
+
+    def __getitem__(self, place: Place) -> Batch:
+        epoch, micro = place
+        course, data = self.course, self.course.data
+        clips = [course.clips[i] for i in micro.clips]
+        mel = features(
+            clips, micro.positions, course.n_mels, lambda clip: load_wave(clip.audio, data.channel)
+        )
+        rows = [
+            course.labels.row(clip.text, clip.language, self._speech_s(epoch, i, clip))
+            for i, clip in zip(micro.clips, clips, strict=True)
+        ]
+        return collate(mel, rows, course.labels.end, clips)
+
+    def pinned(self, place: Place) -> Batch:
+        """The same, in page-locked memory where there is a card to copy it to."""
+        batch = self[place]
+        return batch.pin_memory() if torch.cuda.is_available() else batch
+
+    def _speech_s(self, epoch: int, i: int, clip: Clip) -> float | None:
+        """The clip's length where the epoch's draw gives it timestamps, else None."""
+        if not self.course.data.timestamps:
+            return None
+        drawn = np.random.default_rng([self.course.seed, epoch, i]).random()
+        return clip.duration_s if drawn < self.course.data.timestamps else None

@@ -1,0 +1,196 @@
+"""Recordings longer than the window, against transformers' own long-form `generate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import whispers
+from transformers import GenerationConfig
+
+from peft_whisper.data.audio import AudioRef, load_wave
+from peft_whisper.data.labels import Labels
+from peft_whisper.data.mel import log_mel
+from peft_whisper.model.base import find_base
+from peft_whisper.scoring.decode import Decoder
+from peft_whisper.scoring.longform import (
+    Attempt,
+    Segment,
+    split,
+    transcribe_long,
+)
+
+FIRST = 50_363  # <|0.00|> of the English vocabulary
+SECOND = 16_000  # samples
+SILENCE = np.zeros(30 * SECOND, np.float32)
+
+
+@pytest.fixture(scope="module")
+def decoder(demo: Path) -> Decoder:
+    base = find_base(str(demo / "whisper-tiny.en"))
+    return Decoder(
+        whisper=base.load("float32"),
+        labels=Labels(base.tokenizer(), base.config().vocab_size),
+        generation=base.generation_config(),
+        n_mels=80,
+        channel="mean",
+        batch=2,
+        max_tokens=None,
+    )
+
+
+@pytest.fixture(scope="module")
+def joined(demo: Path) -> list[np.ndarray]:
+    """Two recordings of prompts, one after another, 50 and 35 s; 30 s of silence behind each.
+
+    With the silence every window that has speech in it is whole: transformers fills the last one
+    with what is no silence.
+    """
+    paths = sorted((demo / "speech" / "clean").glob("*.flac"))
+    waves = [load_wave(AudioRef(str(path), None)) for path in paths]
+    recordings, at = [], 0
+    for seconds in (50, 35):
+        parts: list[np.ndarray] = []
+        while sum(map(len, parts)) < seconds * SECOND:
+            parts += [waves[at], np.zeros(SECOND // 2, np.float32)]
+            at += 1
+        recordings.append(np.concatenate([*parts, SILENCE]))
+    return recordings
+
+
+def generated(decoder: Decoder, wave: np.ndarray) -> list[tuple[float, float, str]]:
+    """Segments of transformers, greedy, those without text or length left out."""
+    padded = torch.zeros(1, -(-len(wave) // 160) * 160)
+    padded[0, : len(wave)] = torch.from_numpy(wave)
+    with torch.inference_mode():
+        found = decoder.whisper.generate(
+            log_mel(padded, 80),
+            return_timestamps=True,
+            return_segments=True,
+            temperature=0.0,
+            condition_on_prev_tokens=False,
+            logprob_threshold=-1.0,
+            no_speech_threshold=0.6,
+        )["segments"][0]
+    said = [
+        (round(float(s["start"]), 2), round(float(s["end"]), 2), decoder.labels.decode(s["tokens"]))
+        for s in found
+    ]
+    return [(start, end, text) for start, end, text in said if text and start < end]
+
+
+def spoken(segments: list[Segment], wave: np.ndarray) -> list[tuple[float, float, str]]:
+    """Those that begin before the silence at the end."""
+    end = (len(wave) - len(SILENCE)) / SECOND
+    return [(one.start_s, one.end_s, one.text) for one in segments if one.start_s < end]
+
+
+def test_segments_are_those_of_transformers(decoder: Decoder, joined: list[np.ndarray]) -> None:
+    done: list[float] = []
+    ours = transcribe_long(decoder, joined, progress=done.append, temperatures=(0.0,))
+    for wave, segments in zip(joined, ours, strict=True):
+        theirs = spoken([Segment(*one) for one in generated(decoder, wave)], wave)
+        assert spoken(segments, wave) == theirs
+        assert len(theirs) > 8 and theirs[-1][0] > 30
+    assert sum(done) == pytest.approx(sum(map(len, joined)) / SECOND, abs=0.02)
+    assert transcribe_long(replace(decoder, batch=1), joined, temperatures=(0.0,)) == ours
+    print(f"long form: {sum(map(len, ours))} segments, those of generate")
+
+
+def test_nothing_is_heard_where_nothing_is(decoder: Decoder) -> None:
+    assert transcribe_long(decoder, []) == []
+    assert transcribe_long(decoder, [np.zeros(0, np.float32)]) == [[]]
+
+
+def stamp(seconds: float) -> int:
+    return FIRST + round(50 * seconds)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "frames", "parts", "heard"),
+    [
+        # Two segments and the beginning of a third, which is heard again.
+        (
+            [stamp(0), 1, stamp(2), stamp(2), 2, 3, stamp(5.5), stamp(6), 4],
+            3000,
+            [(0, 100, [stamp(0), 1, stamp(2)]), (100, 275, [stamp(2), 2, 3, stamp(5.5)])],
+            550,
+        ),
+        # A last timestamp alone: nothing more is said in this window.
+        (
+            [stamp(0), 1, stamp(2), stamp(2), 2, stamp(4)],
+            3000,
+            [(0, 100, [stamp(0), 1, stamp(2)]), (100, 200, [stamp(2), 2, stamp(4)])],
+            3000,
+        ),
+        ([stamp(0), 1, stamp(3)], 1200, [(0, 150, [stamp(0), 1, stamp(3)])], 1200),
+        ([stamp(0), 1, 2], 1200, [(0, 600, [stamp(0), 1, 2])], 1200),
+        ([], 700, [(0, 350, [])], 700),
+    ],
+)
+def test_a_window_is_split_at_its_timestamps(tokens, frames, parts, heard) -> None:
+    assert split(tokens, FIRST, frames) == (parts, heard)
+
+
+def test_what_is_doubted_and_what_is_silence() -> None:
+    good = Attempt([1], "Please enter your number.", -0.3, 0.1)
+    assert not good.doubtful and not good.silent
+    assert replace(good, logprob=-1.1).doubtful
+    assert replace(good, text="press one " * 30).doubtful
+    silent = replace(good, logprob=-1.1, no_speech=0.7)
+    assert silent.silent and not silent.doubtful
+    assert not replace(silent, logprob=-0.9).silent  # sure of its words, so there are some
+
+
+def random_decoder() -> Decoder:
+    model = whispers.model(whispers.config())
+    rules = GenerationConfig(
+        suppress_tokens=[1, 2], begin_suppress_tokens=[220], eos_token_id=50_256
+    )
+    return Decoder(model, Labels(whispers.tokenizer(".en"), 51_864), rules, 80, "mean", 4, None)
+
+
+def test_doubtful_windows_are_sampled_again_with_the_same_result_each_time() -> None:
+    decoder, tried = random_decoder(), []
+    decoder.whisper.model.decoder.layer_norm.register_forward_pre_hook(
+        lambda _module, args: tried.append(args[0].shape[1:])
+    )
+    generator = np.random.default_rng(0)
+    waves = [generator.normal(0, 0.1, 3 * SECOND).astype(np.float32) for _ in range(3)]
+    decoder.whisper.model.encoder.layer_norm.register_forward_pre_hook(
+        lambda *_: tried.append("encoder")
+    )
+    first = transcribe_long(decoder, waves)
+    assert first == transcribe_long(decoder, waves)
+    assert first != transcribe_long(decoder, waves, temperatures=(0.0,))
+    print(tried.count("encoder"), len(tried))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_timestamps_come_in_pairs_and_never_go_back(temperature: float) -> None:
+    """Of a random model, which knows no rule by itself."""
+    decoder = random_decoder()
+    with torch.no_grad():  # as likely as words are
+        decoder.whisper.model.decoder.embed_tokens.weight[FIRST:] *= 1.5
+    windows = torch.randn(8, 80, 3000, generator=torch.Generator().manual_seed(1))
+    from peft_whisper.scoring.longform import Listener
+
+    found = Listener(decoder, None, (temperature,))(windows)
+    pairs = 0
+    for attempt in found:
+        tokens = attempt.tokens
+        stamped = [token >= FIRST for token in tokens]
+        stamps = [token for token in tokens if token >= FIRST]
+        assert FIRST <= tokens[0] <= FIRST + 50
+        assert stamps == sorted(stamps)
+        assert FIRST - 1 not in tokens and 1 not in tokens and 2 not in tokens
+        for place in range(1, len(tokens) - 1):
+            pairs += stamped[place] and stamped[place + 1]
+            if stamped[place] and stamped[place - 1]:
+                assert not stamped[place + 1]  # a segment opened: words come next
+            elif stamped[place]:
+                assert stamped[place + 1]  # a segment closed: the next one opens
+    assert pairs > 8
