@@ -191,7 +191,8 @@ def test_real_model_equals_generate(demo, dtype: str) -> None:
     lengths = sorted({len(row) for row in ours})
     assert len(lengths) > 3
     print(
-        f"greedy decoding, {dtype}: {len(ours)} clips equal to generate, {sum(map(len, ours))} tokens"
+        f"greedy decoding, {dtype}: {len(ours)} clips equal to generate, "
+        f"{sum(map(len, ours))} tokens"
     )
 
 
