@@ -116,16 +116,23 @@ def _shape(one: MicroBatch, labels: int) -> Shape:
     return Shape(len(one.clips), one.positions, labels)
 
 
-def count(recipe: Recipe, base: Blueprint, shapes: Sequence[Shape]) -> Counted:
-    """The product's own update of these micro-batches.
-
-    Raises RecipeError where the recipe leaves open what is recomputed.
-    """
+def check_countable(recipe: Recipe, rival: bool) -> None:
+    """Before long work: raises RecipeError for what can't be counted."""
     if recipe.training.recompute == "auto":
         raise RecipeError(
             f"{recipe.name}: training.recompute: auto depends on the card; say which to count, "
             "such as training.recompute=none"
         )
+    plain = recipe.adapter.method != "none" and not recipe.base.quantize
+    if rival and not (plain and recipe.training.precision != "fp16"):
+        raise RecipeError(
+            f"{recipe.name}: the usual stack is counted for LoRA on a base that is not quantised, "
+            "in bf16 or fp32; leave --rival out"
+        )
+
+
+def count(recipe: Recipe, base: Blueprint, shapes: Sequence[Shape]) -> Counted:
+    """The product's own update of these micro-batches."""
     meter = Meter()
     with fake("cuda", _flash(recipe)), quiet_transformers():
         trace = TrainingTrace(recipe, base, "cuda")
@@ -144,16 +151,9 @@ def count(recipe: Recipe, base: Blueprint, shapes: Sequence[Shape]) -> Counted:
 
 
 def count_rival(recipe: Recipe, base: Blueprint, shapes: Sequence[Shape]) -> Counted:
-    """The usual stack's update of the same clips, padded to 30 s.
-
-    Raises RecipeError for what it is not built for here.
-    """
+    """The usual stack's update of the same clips, padded to 30 s; of LoRA only."""
     adapter = session_of(recipe, base).adapter()
-    if adapter is None or recipe.base.quantize or recipe.training.precision == "fp16":
-        raise RecipeError(
-            f"{recipe.name}: the usual stack is counted for LoRA on a base that is not quantised, "
-            "in bf16 or fp32"
-        )
+    assert adapter is not None
     meter, recorder = Meter(), Recorder("cuda", {})
     with fake("cuda", _flash(recipe)), quiet_transformers():
         recorder.phase("loading")

@@ -294,8 +294,10 @@ def test_the_usual_stack_takes_more() -> None:
     assert len(rival.syncs("forward", "backward")) == 4  # two copies, isnan, isinf
 
 
-def test_a_wrong_argument_is_one_sentence() -> None:
-    for wrong in (["--clips", "0"], ["--seconds", "31"], ["training.recompute=auto"]):
-        command = [sys.executable, "benchmarks/count.py", "recipes/lora_a10.yaml", *wrong]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+@pytest.mark.parametrize(
+    "wrong", [["--clips", "0"], ["training.recompute=auto"], ["base.quantize=int8", "--rival"]]
+)
+def test_a_wrong_argument_is_one_sentence(wrong: list[str]) -> None:
+    command = [sys.executable, "benchmarks/count.py", "recipes/lora_a10.yaml", *wrong]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
