@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peft_whisper.data.batches import Batch, Layout
-from peft_whisper.environment import is_out_of_memory
+from peft_whisper.environment import empty_caches, is_out_of_memory
 from peft_whisper.errors import NoRoomError, StateError, first_line
 from peft_whisper.model.adapters import FirstBackwardCheck, trainable
 from peft_whisper.model.encoder import TokenLoss, whisper_of
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
 from peft_whisper.training.precision import LossScale, autocast_dtype
-from peft_whisper.training.room import DoesNotFitError, Room, empty_caches
+from peft_whisper.training.room import DoesNotFitError, Room
 from peft_whisper.training.stream import Course, living_loaders, stream_updates
 from peft_whisper.training.tally import Meter, Selection
 
@@ -110,7 +110,7 @@ class Updater:
             if self.first_check:
                 self.first_check.finish(self.masters.named)
                 self.first_check = None
-            norm = torch.nn.utils.clip_grad_norm_(self.masters.fp32, self.training.max_grad_norm)
+            norm = self.masters.clip(self.training.max_grad_norm)
         values = torch.stack([loss, norm.to(loss)]).tolist()
         # Where the loss itself is not finite, its scale is not why.
         factor, overflow = self.loss_scale, _finite(values[0]) and not _finite(values[1])
