@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from peft_whisper.data.audit import (
     sample_hash,
     write_rejected,
 )
-from peft_whisper.data.corpus import Row
+from peft_whisper.data.corpus import Row, read_rows
 from peft_whisper.errors import DataError
+from peft_whisper.recipe_sections import Source
 
 RATE = 16_000
 
@@ -173,9 +175,30 @@ def test_a_row_whose_tokens_cannot_be_counted_stops_with_its_name():
 
 def test_progress_counts_clips_and_rejects():
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    audit([row(encoded(loud)), row(b"", "b")], count, console=console, title="audit of train")
+    rows = [row(encoded(loud)), row(b"", "b")]
+    audit(rows, count, console=console, title="audit of train", most=2)
     said = console.file.getvalue()
-    assert "audit of train" in said and "2/" in said and "1 rejected" in said
+    assert "audit of train" in said and "2/2" in said and "1 rejected" in said
+
+
+def test_an_audited_clip_takes_little_memory(tmp_path):
+    """100,000 of them, and what was needed to check them, in about 100 MB."""
+    soundfile.write(tmp_path / "a.wav", noise(0.06), RATE)
+
+    def peak(clips: int) -> int:
+        lines = (f'{{"audio": "a.wav", "text": "words of clip {n}"}}\n' for n in range(clips))
+        (tmp_path / "train.jsonl").write_text("".join(lines))
+        tracemalloc.start()
+        rows = read_rows(Source(manifest=str(tmp_path / "train.jsonl")))
+        assert len(audit(rows, count, most=rows.most).clips) == clips
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(100)  # what is imported and cached on the way counts once
+    each = (peak(3_000) - peak(1_000)) / 2_000
+    print(f"{each:.0f} bytes a clip at the peak")
+    assert 200 < each < 1_200
 
 
 # Hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from peft_whisper.data.audio import AudioError, load_wave
+from peft_whisper.data.audio import AudioError, AudioRef, load_wave
 from peft_whisper.data.corpus import Ids, Row, read_rows
-from peft_whisper.errors import DataError
+from peft_whisper.data.tables import Spool
+from peft_whisper.errors import DataError, NoRoomError
 from peft_whisper.recipe_sections import Source
 
 DECOMPOSED = "Ge\u0301nie, A\u030angstro\u0308m, \u1100\u1161"  # NFD: letter, then its mark
@@ -495,7 +497,35 @@ def test_a_data_set_laid_out_as_on_the_hub(streaming, tmp_path, cache):
     found = rows_of(Source.model_validate(source | {"streaming": streaming, "limit": 2}))
     assert [row.id for row in found] == ["7", "7-2"]  # ids of a Hub's data set need not be unique
     assert [len(load_wave(row.audio)) for row in found] == [8_000, 9_600]
-    assert all((row.audio.data is not None) == streaming for row in found)
+    assert all(row.audio.data is None for row in found)  # nothing of the sound stays in memory
+    assert all(isinstance(row.audio.cells, Spool) == streaming for row in found)
+
+
+def test_a_stream_is_kept_on_disk_while_it_is_used():
+    spool = Spool()
+    assert [spool.append(sound) for sound in (b"one", b"", b"three")] == [0, 1, 2]
+    copy = pickle.loads(pickle.dumps(spool))  # as another process gets it
+    path = Path(spool.path)
+    assert [copy[row] for row in (2, 1, 0)] == [b"three", b"", b"one"]
+    child = os.fork()
+    if child == 0:  # a loader process forgets its copy
+        del spool
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert path.exists()
+    del spool
+    assert not path.exists()
+    with pytest.raises(AudioError, match="unreadable: No such file"):
+        load_wave(AudioRef(cells=copy, row=0))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device that is always full")
+def test_a_stream_on_a_full_disk_is_one_sentence():
+    spool = Spool()
+    spool.path = "/dev/full"
+    with pytest.raises(NoRoomError, match=r"^/dev/full: No space left.* TMPDIR .*limit$"):
+        spool.append(b"sound")
 
 
 @pytest.mark.skipif(find_spec("torchcodec") is not None, reason="torchcodec opens it")
@@ -539,5 +569,34 @@ def test_an_unknown_split_or_configuration_is_one_sentence(wrong, tmp_path, cach
 
 
 def test_no_file_is_opened_before_its_rows_are_asked_for(tmp_path):
-    assert read_rows(Source(manifest=str(tmp_path / "none.jsonl")))  # a generator, not yet begun
+    rows = read_rows(Source(manifest=str(tmp_path / "none.jsonl")))
+    assert rows.most is None
+    with pytest.raises(DataError, match=r"none\.jsonl: No such file"):
+        next(iter(rows))
     assert not os.path.exists(tmp_path / "none.jsonl")
+
+
+def test_how_many_rows_come_at_most_is_known_before_they_are_read(tmp_path, cache):
+    (tmp_path / "a.wav").write_bytes(flac())
+    line = json.dumps({"audio": "a.wav", "text": "t"}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 5)
+    (tmp_path / "a.csv").write_text("audio,text\na.wav,t\na.wav,u\n")
+    table(tmp_path / "a.parquet", three())
+    table(tmp_path / "hub" / "train-00000.parquet", three())
+    known = {
+        "jsonl": Source(manifest=str(tmp_path / "a.jsonl")),
+        "limit": Source(manifest=str(tmp_path / "a.jsonl"), limit=4),
+        "csv": Source(manifest=str(tmp_path / "a.csv")),
+        "parquet": Source(parquet=str(tmp_path / "a.parquet")),
+        "hub": Source(hub=str(tmp_path / "hub")),
+        "stream": Source(hub=str(tmp_path / "hub"), streaming=True, limit=4),
+    }
+    found = {name: read_rows(source).most for name, source in known.items()}
+    assert found == {
+        "jsonl": 5,
+        "limit": 4,
+        "csv": 2,
+        "parquet": 3,
+        "hub": 3,
+        "stream": None,
+    }

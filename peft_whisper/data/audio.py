@@ -55,7 +55,7 @@ class Cells(Protocol):
     def __getitem__(self, row: int) -> bytes: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AudioRef:
     """Where a clip's sound is: a file, bytes of one, or a row of a table; perhaps a segment of it.
 
@@ -127,7 +127,10 @@ def _decode(ref: AudioRef, max_s: float | None) -> tuple[np.ndarray, int]:
 @contextmanager
 def _opened(ref: AudioRef) -> Iterator[BinaryIO]:
     if ref.path is None:
-        data = ref.data if ref.data is not None else ref.cells[ref.row] if ref.cells else None
+        try:
+            data = ref.data if ref.data is not None else ref.cells[ref.row] if ref.cells else None
+        except OSError as error:  # a temporary file that somebody cleared away
+            raise AudioError("unreadable", error.strerror or type(error).__name__) from error
         if not data:
             raise AudioError("unreadable", "the sound has 0 bytes")
         yield io.BytesIO(data)

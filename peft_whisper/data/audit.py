@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from peft_whisper.data.ahead import in_order
 from peft_whisper.data.audio import SILENCE_RMS, AudioError, AudioRef, load_wave, rms
 from peft_whisper.data.labels import MAX_TOKENS
 from peft_whisper.data.mel import SAMPLE_RATE
+from peft_whisper.environment import cores
 from peft_whisper.errors import DataError
 from peft_whisper.files import write_jsonl
 from peft_whisper.terminal import progress
@@ -41,10 +41,12 @@ CAUSES = (
 MAX_S = 30.0  # Whisper's window
 MIN_SAMPLES = 800  # 50 ms: no speech sound with its transitions is shorter
 DURATION_SLACK_S = 0.1  # between the manifest's duration and the decoded one
-DECODERS = min(8, os.cpu_count() or 1)  # threads: libsndfile and soxr release Python's lock
+# Threads: libsndfile and soxr release Python's lock. Each may hold a wave of 30 s, 12 MB before it
+# is 16 kHz mono, and with more of them than this the lock is what they wait for.
+DECODERS = min(16, cores())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Clip:
     """A clip that passed the audit; `tokens` counts prefix and end-of-text too."""
 
@@ -58,7 +60,7 @@ class Clip:
     sha256: str  # of the decoded 16 kHz samples, see `sample_hash`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """A clip that didn't pass, its cause (one of CAUSES) and what was found."""
 
@@ -83,10 +85,12 @@ def audit(
     *,
     console: Console | None = None,
     title: str = "audit",
+    most: int | None = None,
 ) -> Audit:
     """Check every row, decoding each once; the order of rows is kept.
 
-    Memory stays bounded: a few waves at a time, and none is kept. Raises DataError where a row's
+    Memory stays bounded: a few waves at a time, and none is kept. `most` rows are expected, for the
+    time left. Raises DataError where a row's
     tokens can't be counted at all (no language for a multilingual model).
     """
     from rich.console import Console
@@ -95,7 +99,7 @@ def audit(
     rejected: list[Rejected] = []
     counted = _counted(rows, count_tokens)
     results = in_order(partial(_check, channel), counted, DECODERS, ahead=2 * DECODERS)
-    with progress(console or Console(quiet=True), title) as task:
+    with progress(console or Console(quiet=True), title, most) as task:
         for result in results:
             if isinstance(result, Clip):
                 clips.append(result)

@@ -17,8 +17,15 @@ from peft_whisper.data.fields import (
     file_inside,
     required,
 )
-from peft_whisper.data.listing import read_listing, relative_to
-from peft_whisper.data.tables import TableCells, hub_table, parquet_table, table_rows
+from peft_whisper.data.listing import most_rows, read_listing, relative_to
+from peft_whisper.data.tables import (
+    Spool,
+    TableCells,
+    cells_of,
+    hub_table,
+    parquet_table,
+    table_rows,
+)
 from peft_whisper.errors import DataError
 from peft_whisper.recipe_sections import Columns, Source
 
@@ -29,7 +36,7 @@ METADATA = ("metadata.csv", "metadata.jsonl")  # of an audiofolder, as `datasets
 FILE_NAME = "file_name"  # an audiofolder's column for the sound, where the recipe names none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One listed clip, not yet looked into; times are seconds.
 
@@ -45,9 +52,20 @@ class Row:
     where: str
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A source's rows, read when they are asked for; `most` will come (None: nobody knows)."""
+
+    rows: Iterator[Row]
+    most: int | None
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.rows
+
+
 def read_rows(
     source: Source, language: str | None = None, base_dir: str | Path | None = None
-) -> Iterator[Row]:
+) -> Rows:
     """Read a source (hub, folder, manifest or parquet) row by row, at most `source.limit`.
 
     `language` is what rows have that name none; relative paths begin at `base_dir` (default: the
@@ -58,16 +76,19 @@ def read_rows(
     """
     base = Path(base_dir or ".")
     if source.hub is not None:
-        rows = _from_hub(source)
+        opened = _from_hub(source)
     elif source.parquet is not None:
-        rows = _from_parquet(base / source.parquet, source.columns)
+        opened = _from_parquet(base / source.parquet, source.columns)
     elif source.folder is not None:
-        rows = _from_listing(_metadata(base / source.folder), source.columns, folder=True)
+        opened = _from_listing(_metadata(base / source.folder), source.columns, folder=True)
     elif source.manifest is not None:
-        rows = _from_listing(base / source.manifest, source.columns, folder=False)
+        opened = _from_listing(base / source.manifest, source.columns, folder=False)
     else:
         raise ValueError("a share of train has no rows of its own: see splits.open_splits")
-    return _with_language(islice(rows, source.limit), language)
+    rows = _with_language(islice(opened, source.limit), language)
+    bounds = [most for most in (opened.most, source.limit) if most is not None]
+    # A stream may end before its limit: a time left that was counted from it would mislead.
+    return Rows(rows, min(bounds) if opened.most is not None else None)
 
 
 def _with_language(rows: Iterable[Row], language: str | None) -> Iterator[Row]:
@@ -85,7 +106,11 @@ def _metadata(folder: Path) -> Path:
     return found[0]
 
 
-def _from_listing(path: Path, columns: Columns, *, folder: bool) -> Iterator[Row]:
+def _from_listing(path: Path, columns: Columns, *, folder: bool) -> Rows:
+    return Rows(_listed(path, columns, folder), most_rows(path))
+
+
+def _listed(path: Path, columns: Columns, folder: bool) -> Iterator[Row]:
     """Rows of a manifest or of a folder's metadata file, which the user wrote for this purpose."""
     root, ids = path.parent.resolve(), Ids(strict=True)
     for number, fields in read_listing(path):
@@ -124,12 +149,12 @@ def _clip_name(stem: str, start_s: float | None, end_s: float | None) -> str:
     return f"{stem}-{start_s or 0:.2f}-" + ("end" if end_s is None else f"{end_s:.2f}")
 
 
-def _from_parquet(path: Path, columns: Columns) -> Iterator[Row]:
+def _from_parquet(path: Path, columns: Columns) -> Rows:
     folder = path if path.is_dir() else path.parent
     return _from_table(parquet_table(path), path.name, columns, (folder.resolve(),))
 
 
-def _from_hub(source: Source) -> Iterator[Row]:
+def _from_hub(source: Source) -> Rows:
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -143,6 +168,18 @@ def _from_hub(source: Source) -> Iterator[Row]:
 
 def _from_table(
     table: Dataset | IterableDataset, name: str, columns: Columns, roots: tuple[Path, ...]
+) -> Rows:
+    cells = cells_of(table, columns.audio)
+    most = len(cells.table) if isinstance(cells, TableCells) else None
+    return Rows(_tabled(table_rows(table, name), cells, name, columns, roots), most)
+
+
+def _tabled(
+    listed: Iterable[dict[str, Any]],
+    cells: TableCells | Spool,
+    name: str,
+    columns: Columns,
+    roots: tuple[Path, ...],
 ) -> Iterator[Row]:
     """Rows of a Hub data set or a parquet file.
 
@@ -150,14 +187,14 @@ def _from_table(
     itself, and they describe the recording that it was cut from.
     """
     ids = Ids(strict=False)
-    for number, fields in enumerate(table_rows(table, name)):
+    for number, fields in enumerate(listed):
         where = f"{name} row {number}"
         sound = required(fields, columns.audio, where)
         path = sound.get("path") if isinstance(sound, dict) else sound
         stem = PurePosixPath(path).stem if isinstance(path, str) else ""
         yield Row(
             id=ids.of(as_name(fields, "id", where), stem or f"{number:06d}", where),
-            audio=_in_table(sound, TableCells.of(table, columns.audio), number, roots, where),
+            audio=_in_table(sound, cells, number, roots, where),
             text=as_transcript(required(fields, columns.text, where), where),
             language=as_language(fields, where),
             speaker=as_name(fields, "speaker", where),
@@ -167,16 +204,14 @@ def _from_table(
 
 
 def _in_table(
-    sound: Any, cells: TableCells | None, number: int, roots: tuple[Path, ...], where: str
+    sound: Any, cells: TableCells | Spool, number: int, roots: tuple[Path, ...], where: str
 ) -> AudioRef:
-    """A table's cell -> where its sound is: bytes in the table, or a file inside one of `roots`.
-
-    The rows of a stream can't be asked for again: their bytes, still encoded, stay in memory.
-    """
+    """A table's cell -> where its sound is: bytes in the table, or a file inside one of `roots`."""
     data = sound.get("bytes") if isinstance(sound, dict) else sound
     path = sound.get("path") if isinstance(sound, dict) else sound
     if isinstance(data, bytes):
-        return AudioRef(data=data) if cells is None else AudioRef(cells=cells, row=number)
+        row = cells.append(data) if isinstance(cells, Spool) else number
+        return AudioRef(cells=cells, row=row)
     if path is None:
         return AudioRef(data=b"")  # the audit calls it unreadable
     for root in roots[1:]:

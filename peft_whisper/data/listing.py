@@ -40,6 +40,16 @@ def read_listing(path: Path) -> Iterator[tuple[int, Fields]]:
     )
 
 
+def most_rows(path: Path) -> int | None:
+    """As many rows as a listing has lines: no more can come; None where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            lines = sum(1 for _ in file)
+    except OSError:
+        return None  # reading it will say why
+    return max(0, lines - 1) if path.suffix.lower() in DELIMITERS else lines
+
+
 def relative_to(path: Path) -> str:
     """What to add where a path leads nowhere; nothing for an absolute one."""
     if path.is_absolute():

@@ -88,7 +88,9 @@ def open_splits(
         if source.from_train is None:
             rows = read_rows(source, data.language, base_dir)
             title = f"audit of {name}"
-            found = audit(rows, count_tokens, data.channel, console=console, title=title)
+            found = audit(
+                rows, count_tokens, data.channel, console=console, title=title, most=rows.most
+            )
             kept[name], rejected[name] = found.clips, found.rejected
     clips = _cut(data, kept)
     same_samples = shared(clips, lambda clip: clip.sha256, lambda clip: "the same samples")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.data.fields import lookup
 from peft_whisper.data.listing import relative_to
-from peft_whisper.errors import DataError
+from peft_whisper.errors import DataError, NoRoomError
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -27,16 +31,53 @@ class TableCells:
     table: Dataset
     column: str
 
-    @classmethod
-    def of(cls, table: Dataset | IterableDataset, column: str) -> TableCells | None:
-        """Cells of a table on disk; None for a stream, whose rows come once."""
-        from datasets import Dataset
-
-        return cls(table, column) if isinstance(table, Dataset) else None
-
     def __getitem__(self, row: int) -> bytes:
         value = lookup(self.table[row].to_pylist()[0], self.column)
         return value["bytes"] if isinstance(value, dict) else value
+
+
+class Spool:
+    """Encoded sounds of a stream, whose rows come once: kept in a file, not in memory.
+
+    The file lies in the folder for temporary files (TMPDIR) and goes when this process ends; other
+    processes get its name by pickle. Raises NoRoomError where the disk is full.
+    """
+
+    def __init__(self) -> None:
+        handle, self.path = tempfile.mkstemp(prefix="peft_whisper-", suffix=".sounds")
+        os.close(handle)
+        self.starts = array("Q", [0])  # bytes; the last one is where the next sound will begin
+        weakref.finalize(self, _remove, self.path, os.getpid())
+
+    def append(self, sound: bytes) -> int:
+        """Store a sound; returns the row to ask for it by."""
+        try:
+            with open(self.path, "ab") as file:
+                file.write(sound)
+        except OSError as error:
+            raise NoRoomError(
+                f"{self.path}: {error.strerror}; a stream's sounds are kept there while it is "
+                "used. Set TMPDIR to a folder with more room, or lower the source's limit"
+            ) from error
+        self.starts.append(self.starts[-1] + len(sound))
+        return len(self.starts) - 2
+
+    def __getitem__(self, row: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.starts[row])
+            return file.read(self.starts[row + 1] - self.starts[row])
+
+
+def _remove(path: str, owner: int) -> None:
+    if os.getpid() == owner:  # not when a forked loader forgets its copy
+        Path(path).unlink(missing_ok=True)
+
+
+def cells_of(table: Dataset | IterableDataset, column: str) -> TableCells | Spool:
+    """Where the sounds of a table's column are read from, again and again."""
+    from datasets import Dataset
+
+    return TableCells(table, column) if isinstance(table, Dataset) else Spool()
 
 
 def parquet_table(path: Path) -> Dataset:
