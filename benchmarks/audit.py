@@ -4,7 +4,8 @@
 
 500 sounds of 1 to 6 s (half of them 16 kHz WAV, half 22.05 kHz FLAC, which has to be decoded and
 resampled) are linked under as many names as there are clips, and listed in a manifest. The audit
-that comes before every training runs on them in a process of its own, with all that it imports.
+that comes before every training runs on them in a process of its own, with all that a training
+process has loaded by then.
 The figures are measured; they are printed and written to benchmarks/results/<machine>/audit.json.
 """
 
@@ -38,6 +39,8 @@ import sys
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import open_session
 from peft_whisper.terminal import Terminal
+from peft_whisper.train import start_accelerator
+start_accelerator()
 session = open_session(load_recipe(sys.argv[1], []), Terminal())
 print(*(len(clips) for _, clips in session.splits.items()))
 """
