@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 Place = tuple[int, MicroBatch]  # an epoch, and what is heard at once in it
 
+LOADER_DIED = "DataLoader worker"  # so torch's sentence begins
 AHEAD = 2  # micro-batches made before they are due, by the thread or by each loader process
 
 
@@ -88,7 +90,15 @@ def _made(batches: TrainingBatches, places: Iterable[Place], workers: int) -> It
         prefetch_factor=AHEAD,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
+    return _handed_over(loader)
+
+
+def _handed_over(loader: DataLoader[Batch]) -> Iterator[Batch]:
+    try:
+        yield from loader
+    except (ConnectionError, EOFError) as error:
+        time.sleep(1)  # for the signal of the process's end, at which torch raises the same
+        raise RuntimeError(f"{LOADER_DIED} ended while it handed over a batch") from error
 
 
 @contextmanager
@@ -98,7 +108,7 @@ def living_loaders() -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = first_line(error).strip()
-        if not said.startswith("DataLoader worker"):
+        if not said.startswith(LOADER_DIED):
             raise
         raise NoRoomError(
             f"a process that loads speech died: {said.rstrip('. ')}. Most often memory, or "
