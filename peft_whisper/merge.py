@@ -65,7 +65,7 @@ def base_of(facts: dict[str, Any], moved_to: str | None) -> Base:
 
     Raises RecipeError where it can't be found or used.
     """
-    from peft_whisper.model.base import find_base
+    from peft_whisper.model.find import find_base
 
     recorded = facts["base"]
     try:

@@ -109,7 +109,7 @@ class Session:
 def open_base(recipe: Recipe, weights: bool) -> tuple[Base, Labels, int]:
     """Find the base; return it with its label builder and its number of mel bands."""
     from peft_whisper.data.labels import Labels
-    from peft_whisper.model.base import find_base
+    from peft_whisper.model.find import find_base
 
     base = find_base(recipe.base.model, recipe.base.revision, weights=weights)
     config = base.config()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_whisper.errors import RecipeError
-from peft_whisper.model.base import find_base
+from peft_whisper.model.find import find_base
 from peft_whisper.training.checkpoint import copy_processor
 
 

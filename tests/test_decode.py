@@ -175,7 +175,7 @@ def test_real_model_equals_generate(demo, dtype: str) -> None:
     from peft_whisper.data.audio import load_wave
     from peft_whisper.data.batches import pad_waves
     from peft_whisper.data.mel import log_mel
-    from peft_whisper.model.base import find_base
+    from peft_whisper.model.find import find_base
 
     base = find_base(str(demo / "whisper-tiny.en"))
     model, generation = base.load(dtype), base.generation_config()

@@ -21,7 +21,7 @@ def test_equal_bit_for_bit_at_full_length(n_mels: int, kind: str) -> None:
 
 
 def test_equal_bit_for_bit_on_the_real_base(demo) -> None:
-    from peft_whisper.model.base import find_base
+    from peft_whisper.model.find import find_base
 
     model = find_base(str(demo / "whisper-tiny.en")).load("float32")
     mel = torch.randn(2, 80, 3000).clamp(-1, 1)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from peft_whisper.data.audio import AudioRef, load_wave
 from peft_whisper.data.labels import Labels
 from peft_whisper.data.mel import log_mel
-from peft_whisper.model.base import find_base
+from peft_whisper.model.find import find_base
 from peft_whisper.scoring.decode import Decoder
 from peft_whisper.scoring.longform import Attempt, Listener, Segment, split, transcribe_long
 

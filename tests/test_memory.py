@@ -108,6 +108,14 @@ def test_a_traced_step_knows_its_parts(device: str) -> None:
     assert recorder.line.flops == 2 * 512 * 64 * 256 * 5  # no grad for x
 
 
+@pytest.mark.parametrize("factors", [(2, 2.0), (2.0, 2), (True, 2.0)])
+def test_equal_numbers_of_different_types_give_different_tensors(factors) -> None:
+    real = [(torch.zeros(4, dtype=torch.int64) * factor).dtype for factor in factors]
+    with fake_cuda(True):
+        whole = torch.zeros(4, dtype=torch.int64, device="cuda")
+        assert [(whole * factor).dtype for factor in factors] == real
+
+
 def test_gradients_of_one_value_are_summed_in_place() -> None:
     """As without a mode: else a full fine-tune would seem 9 % larger than it is."""
     with fake_cpu():

@@ -13,7 +13,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from peft_whisper import merge
 from peft_whisper.errors import RecipeError, StateError
 from peft_whisper.model.adapters import Adapter, attach, load_tuned, read_facts, trainable
-from peft_whisper.model.base import find_base
+from peft_whisper.model.find import find_base
 from peft_whisper.training import checkpoint
 from peft_whisper.training.optim import Masters
 

@@ -28,8 +28,9 @@ from peft_whisper.model.adapters import (
     trainable,
     trainable_count,
 )
-from peft_whisper.model.base import Base, find_base
+from peft_whisper.model.base import Base
 from peft_whisper.model.encoder import TokenLoss, whisper_of
+from peft_whisper.model.find import find_base
 from peft_whisper.model.quantized import (
     FrozenLinear,
     empty_quantized,

@@ -20,45 +20,15 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._subclasses import fake_tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from peft_whisper.memory.fake_mode import FakeMode
+
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 CUDA = torch.device("cuda", 0)
-# Most of what a step calls, on one device, and told here in a tenth of FakeTensorMode's time.
-VIEWS = {
-    aten.detach.default,
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.expand.default,
-    aten.slice.Tensor,
-    aten.select.int,
-    aten.t.default,
-    aten.transpose.int,
-}
-NEW = {
-    aten.mm.default,
-    aten.addmm.default,
-    aten.add.Tensor,
-    aten.mul.Tensor,
-    aten.clone.default,
-    aten.empty_like.default,
-    aten._to_copy.default,
-    aten.gelu.default,
-    aten.gelu_backward.default,
-    aten.native_layer_norm.default,
-    aten.native_layer_norm_backward.default,
-}
-OWN = "peft_whisper"  # operators of this package: they make new tensors too
-CHANGE_THE_FIRST = {
-    aten.add_.Tensor,
-    aten.copy_.default,
-    aten.mul_.Tensor,
-    aten.sub_.Tensor,
-}
 ANSWERS = {
     "torch.cuda.amp.common.amp_definitely_not_available": False,
     "torch.cuda.is_bf16_supported": True,
@@ -103,68 +73,13 @@ def fake_cpu() -> Iterator[None]:
     """All tensors made inside have no storage and are the CPU's, where C++ needs no help."""
     with (
         mock.patch.object(torch.nn.Module, "_apply", _apply),
-        _FakeMode(allow_non_fake_inputs=True),
+        FakeMode(allow_non_fake_inputs=True),
         _Answers(),
     ):
         yield
 
 
-class _FakeMode(fake_tensor.FakeTensorMode):
-    """FakeTensorMode, faster."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.known: dict[Any, Any] = {}  # call -> what its new tensors look like
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and saying so costs as much as the work
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in CHANGE_THE_FIRST and isinstance(args[0], fake_tensor.FakeTensor):
-            return args[0]
-        new = func in NEW or func.namespace == OWN
-        if (new or func in VIEWS) and kwargs.keys() <= {"dtype", "memory_format"}:
-            devices = {one.fake_device for one in args if isinstance(one, fake_tensor.FakeTensor)}
-            if len(devices) == 1 and not any(type(one) is Tensor for one in args):
-                return self._told(func, args, kwargs, devices.pop(), new)
-        if not func._schema.returns:
-            return None  # it changes what is there
-        return self.dispatch(func, types, args, kwargs)
-
-    def _told(self, func: Any, args: Any, kwargs: Any, device: torch.device, new: bool) -> Any:
-        """What FakeTensorMode gives in the end, without its checks and its cache."""
-        with fake_tensor.in_kernel_invocation_manager(self):
-            made = self._new(func, args, kwargs) if new else func(*args)
-        if isinstance(made, Tensor):
-            return fake_tensor.FakeTensor(self, made, device)
-        return tuple(
-            one if one is None else fake_tensor.FakeTensor(self, one, device) for one in made
-        )
-
-    def _new(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """New tensors like those that the same call gave before."""
-        call = (func, *kwargs.values(), *map(_look, args))
-        if call not in self.known:
-            made = func(*args, **kwargs)
-            several = not isinstance(made, Tensor)
-            self.known[call] = several, [_look(one) for one in (made if several else (made,))]
-        several, looks = self.known[call]
-        new = [
-            look and torch.empty_strided(*look[:2], dtype=look[2], device="meta") for look in looks
-        ]
-        return new if several else new[0]
-
-
-def _look(one: Any) -> Any:
-    """Shape, strides and type of a tensor; other arguments are themselves."""
-    if isinstance(one, Tensor):
-        return one.shape, one.stride(), one.dtype
-    return tuple(one) if isinstance(one, list) else one
-
-
-class _FakeCudaMode(_FakeMode):
+class _FakeCudaMode(FakeMode):
     """C++ factories that copied the answer `meta` make cuda tensors again."""
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

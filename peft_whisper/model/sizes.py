@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_whisper.errors import RecipeError
-from peft_whisper.model.base import PRETRAINING_NOISE, Base, download
+from peft_whisper.model.base import PRETRAINING_NOISE, Base
+from peft_whisper.model.find import download
 
 if TYPE_CHECKING:
     import torch

@@ -126,10 +126,10 @@ class _Workers:
                 worker = _Worker()
                 self._all.append(worker)
         said = worker.ask(json.dumps(job.as_dict()))
-        with self._lock:
-            self._idle.append(worker)
         if said is None:
             raise StateError(f"tracing {job.recipe.name} failed: {worker.complaint()}")
+        with self._lock:
+            self._idle.append(worker)
         return said
 
     def end(self) -> None:
@@ -154,14 +154,15 @@ class _Worker:
         )
 
     def ask(self, line: str) -> str | None:
-        """The line that answers `line`; None where the process ended instead."""
+        """The line that answers `line`; None where the process ended before its end."""
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             return None
-        return self._process.stdout.readline() or None
+        said = self._process.stdout.readline()
+        return said if said.endswith("\n") else None
 
     def complaint(self) -> str:
         """The last line it wrote on stderr, or else its exit code."""

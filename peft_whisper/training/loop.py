@@ -210,14 +210,9 @@ def fit(
             loss, norm = updater.step(batches, scale, note)
         except (StateError, NoRoomError) as error:
             raise type(error)(f"training stopped at update {update}: {error}") from error
-        row = {
-            "event": "train",
-            "update": update,
-            "epoch": round(update / course.updates_per_epoch, 3),
-            "loss": loss,
-            "grad_norm": norm,
-            "learning_rate": scale * updater.training.learning_rate,
-        }
+        epoch, rate = update / course.updates_per_epoch, scale * updater.training.learning_rate
+        row = {"event": "train", "update": update, "epoch": round(epoch, 3)}
+        row |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
         log(row | meter.update(update, batches, time.perf_counter() - began))
         began = time.perf_counter()  # loading the next batches counts
         if update % evaluation.every and update != course.updates:
