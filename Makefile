@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test lint bench bench-memory bars clean
+.PHONY: demo test lint bench-speed bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about eight minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -20,9 +20,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(INSTALLED)  ## what the true-length encoder saves on this machine
+bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and PEFT, in turns, with WER
 	$(BIN)/python -m peft_whisper.demo
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/speed.py
 
 bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 21 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py

@@ -96,6 +96,9 @@ def make_model(session: Session) -> PeftModel:
     if adapter is None:
         raise RecipeError("adapter.method: none: this benchmark compares adapters; write lora")
     whisper = session.base.load(session.recipe.base.dtype)
+    if session.labels.multilingual:
+        whisper.generation_config.language = session.recipe.data.language
+        whisper.generation_config.task = session.recipe.data.task
     torch.manual_seed(session.recipe.seed)
     config = LoraConfig(
         r=adapter.rank,
