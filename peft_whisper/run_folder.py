@@ -118,7 +118,8 @@ class RunLog:
             self.console.print(
                 f"  update {row['update']:>5}  validation  WER {row['wer']:7.1%}  "
                 f"MER {row['mer']:6.1%}  CER {row['cer']:7.1%}  loops {row['loops']}  "
-                f"empty {row['empties']}  {'best so far' if row['best'] else ''}"
+                f"empty {row['empties']}  loss {row['loss']:.3f}  "
+                + ("best so far" if row["best"] else "")
             )
         elif row["event"] == "out_of_memory":
             self.console.print(

@@ -219,7 +219,7 @@ def make_course(session: Session, processes: int) -> Course:
 def validate(
     session: Session, model: Any, masters: Masters, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Decode the validation split as the test will be decoded; rates, loops and empties.
+    """Decode the validation split as the test will be decoded; rates, loops, empties and loss.
 
     The adapter is folded in from its fp32 masters, as it will be once it is saved and loaded.
     """
@@ -234,13 +234,17 @@ def validate(
     clips = sorted(session.splits.validation, key=lambda clip: clip.duration_s)
     model.eval()
     with masters.exposed(), merged(model):
-        heard = session.decoder(model).transcribe(clips[rank::world], session.context)
-    texts = dict(gather_object(list(heard.items())))
+        found = session.decoder(model).graded(clips[rank::world], session.context)
+    texts: dict[str, str] = {}
+    total, tokens = 0.0, 0
+    for heard, loss, count in gather_object([found]):
+        texts, total, tokens = texts | heard, total + loss, tokens + count
     clean = normalizer(session.recipe.evaluation.normalizer)
     utterances = [measure(clip.text, texts[clip.id], clean) for clip in clips]
     score = summarize(utterances, session.recipe.evaluation.normalizer, 0, session.recipe.seed)
     names = ("wer", "mer", "cer", "loops", "empties")
-    return {name: getattr(score, name) for name in names} | {"seconds": time.perf_counter() - began}
+    rates = {name: getattr(score, name) for name in names}
+    return rates | {"loss": total / tokens, "seconds": time.perf_counter() - began}
 
 
 def record_start(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -11,15 +13,16 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from peft_whisper.data.audio import AudioRef
+from peft_whisper.data.audio import AudioRef, load_wave
 from peft_whisper.data.audit import Clip, sample_hash
-from peft_whisper.data.batches import Context
+from peft_whisper.data.batches import Context, collate, features
 from peft_whisper.data.labels import Labels
 from peft_whisper.model.adapters import Adapter, attach
 from peft_whisper.model.decoder import GROWTH, TokenDecoder, Vocabulary
-from peft_whisper.model.encoder import encode, whisper_of
+from peft_whisper.model.encoder import TokenLoss, encode, whisper_of
 from peft_whisper.model.quantized import quantize
-from peft_whisper.scoring.decode import Decoder, Greedy, greedy
+from peft_whisper.scoring.decode import Decoder
+from peft_whisper.scoring.search import Greedy, greedy
 
 WORDS = range(300, 330)  # all that the random models may say, so that they often end too
 
@@ -227,6 +230,30 @@ def test_a_transcript_does_not_depend_on_the_batch(clips: list[Clip]) -> None:
     assert len(set(texts.values())) > 2
     assert texts != decoder_of(model, 4).transcribe(clips, None)
     assert decoder_of(model, 4).transcribe([], CONTEXT) == {}
+
+
+def test_the_loss_of_the_true_texts_is_that_of_training(clips: list[Clip]) -> None:
+    """Heard once for both: the same tokens as without, the same loss as a training forward."""
+    model, labels = random_whisper(), Labels(whispers.tokenizer(".en"), 51_864)
+    spoken = [replace(clip, text="hold fire " * (1 + number)) for number, clip in enumerate(clips)]
+    decoder = decoder_of(model, 4)
+    encoded: list[int] = []
+    hook = model.model.encoder.layer_norm.register_forward_hook(
+        lambda _module, args, _out: encoded.append(len(args[0]))
+    )
+    texts, loss, tokens = decoder.graded(spoken, CONTEXT)
+    hook.remove()
+    assert sum(encoded) == len(clips)
+    assert texts == decoder.transcribe(clips, CONTEXT)
+    total, count = 0.0, 0
+    for clip in spoken:
+        mel = features([clip], CONTEXT.positions(clip.duration_s), 80, lambda c: load_wave(c.audio))
+        batch = collate(mel, [labels.row(clip.text, None)], labels.end, [clip])
+        inputs = (batch.mel, batch.decoder_input_ids, batch.index, batch.targets)
+        total += TokenLoss(model)(*inputs).item()
+        count += len(batch.targets)
+    print(f"loss per token {loss / tokens:.6f}, in training {total / count:.6f}")
+    assert (tokens, loss) == (count, pytest.approx(total, rel=1e-5))
 
 
 def test_a_batch_that_does_not_fit_is_halved_for_good(clips: list[Clip]) -> None:

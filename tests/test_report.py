@@ -82,6 +82,7 @@ def scored(tmp_path: Path) -> Path:
     events = [{"event": "start", "updates": 3, "per_epoch": 3}]
     for update in range(4):
         rates = {"wer": 1.2 - 0.2 * update, "mer": 0.9 - 0.1 * update, "loops": 0, "empties": 0}
+        rates["loss"] = 2.1 - 0.3 * update
         events.append({"event": "validation", "update": update, "best": True} | rates)
         events.append({"event": "train", "update": update + 1, "loss": 2.0 - 0.3 * update})
     (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")

@@ -244,7 +244,25 @@ def features(
 
 
 def collate(mel: torch.Tensor, rows: Sequence[LabelRow], pad: int, clips: Sequence[Clip]) -> Batch:
-    """Pad label rows on the right and note, by length, where the real tokens are."""
+    """Put log-mels, their label rows and the names of their clips together."""
+    fed, index, targets = label_tensors(rows, pad)
+    return Batch(
+        mel=mel,
+        decoder_input_ids=fed,
+        index=index,
+        targets=targets,
+        clip_ids=tuple(clip.id for clip in clips),
+        durations_s=tuple(clip.duration_s for clip in clips),
+    )
+
+
+def label_tensors(
+    rows: Sequence[LabelRow], pad: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pad label rows on the right and note, by length, where the real tokens are.
+
+    Returns decoder_input_ids, index and targets as a Batch has them.
+    """
     import torch
 
     longest = max(len(row.targets) for row in rows)
@@ -255,11 +273,4 @@ def collate(mel: torch.Tensor, rows: Sequence[LabelRow], pad: int, clips: Sequen
         fed[number, : len(row.decoder_input_ids)] = torch.tensor(row.decoder_input_ids)
         index += range(number * longest, number * longest + len(row.targets))
         targets += row.targets
-    return Batch(
-        mel=mel,
-        decoder_input_ids=fed,
-        index=torch.tensor(index),
-        targets=torch.tensor(targets),
-        clip_ids=tuple(clip.id for clip in clips),
-        durations_s=tuple(clip.duration_s for clip in clips),
-    )
+    return fed, torch.tensor(index), torch.tensor(targets)

@@ -22,6 +22,7 @@ from peft_whisper.model.adapters import merged
 from peft_whisper.model.encoder import whisper_of
 from peft_whisper.model.lora_ops import SCRATCH
 from peft_whisper.model.recompute import recompute
+from peft_whisper.scoring.search import Truth
 from peft_whisper.session import Session
 
 if TYPE_CHECKING:
@@ -115,10 +116,13 @@ class TrainingTrace:
             with torch.device(self.device):
                 mel = torch.zeros(shape.clips, self.session.n_mels, 2 * shape.positions)
                 prefix = torch.zeros(shape.clips, tokens - 2, dtype=torch.int64)
+                carried = torch.arange(shape.clips * shape.labels)
+                fed = torch.zeros(shape.clips, shape.labels, dtype=torch.int64)
+                truth = Truth(fed, carried, torch.zeros_like(carried))
             self.recorder.phase("decoding")
             with self.updater.masters.exposed(), merged(self.model):
-                decoder.tokens(mel, prefix, 2)
-            del mel, prefix
+                decoder.tokens(mel, prefix, 2, truth)
+            del mel, prefix, fed, carried, truth
 
     def _watched(self) -> Any:
         if not self.record:

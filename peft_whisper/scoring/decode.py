@@ -1,7 +1,4 @@
-"""Greedy decoding of batches: each clip encoded once at its own length, finished rows dropped.
-
-Token for token what `generate` gives greedily on the same encoder output, without its overhead.
-"""
+"""Decoding of batches: each clip encoded once at its own length, for its tokens and its loss."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ from torch import Tensor
 
 from peft_whisper.data.ahead import in_order
 from peft_whisper.data.audio import load_wave
-from peft_whisper.data.batches import Context, features
+from peft_whisper.data.batches import Context, features, label_tensors
 from peft_whisper.data.labels import MAX_TOKENS
 from peft_whisper.data.mel import FRAMES_PER_POSITION, FULL_POSITIONS
 from peft_whisper.environment import empty_caches, is_out_of_memory
-from peft_whisper.model.decoder import TokenDecoder, Vocabulary
 from peft_whisper.model.encoder import encode
+from peft_whisper.scoring.search import Greedy, Truth
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, WhisperForConditionalGeneration
@@ -33,9 +30,9 @@ if TYPE_CHECKING:
 # Clips x positions (20 ms) in the encoder at once: on a card to bound its memory, on a CPU because
 # what fits into its caches is faster (measured, AMD EPYC: 5 % less time than 12,000).
 ENCODED_POSITIONS = {"cpu": 3_000}
-DROPPED_AT = 0.5  # share of rows that have ended when they are dropped, which copies the others
-Ids = TypeVar("Ids")
+Work = TypeVar("Work")
 Prepared = tuple["Clip", Tensor]  # with its log-mel (mels, frames)
+Found = tuple[list[list[int]], Truth | None]  # tokens of each row, and the true ones, graded
 
 
 @dataclass(frozen=True)
@@ -67,30 +64,58 @@ class Decoder:
         What is heard of a clip does not depend on the clips beside it.
         """
         texts: dict[str, str] = {}
-        most = self.batch
-        greedy = self.search()
-        for left in self._prepared(clips, context):
-            while left:
-                part = left[:most]
-                ids = unless_too_large(partial(self._ids, greedy, part), len(part))
-                if ids is None:
-                    most = len(part) // 2
-                    empty_caches(self.whisper.device)
-                    continue
-                for (clip, _), row in zip(part, ids, strict=True):
-                    texts[clip.id] = self.labels.decode(row)
-                left = left[most:]
-                progress(len(part))
+        for part, (ids, _) in self._decoded(clips, context, graded=False):
+            texts |= self._texts(part, ids)
+            progress(len(part))
         return texts
 
-    def tokens(self, mel: Tensor, prefix: Tensor, limit: int) -> list[list[int]]:
-        """At most `limit` token ids of each clip after `prefix`.
+    def graded(
+        self, clips: Sequence[Clip], context: Context | None
+    ) -> tuple[dict[str, str], float, int]:
+        """Transcripts, and the loss of the true texts on the same encoder output.
+
+        The loss is summed over their tokens, whose number is the third.
+        """
+        texts: dict[str, str] = {}
+        total, tokens = 0.0, 0
+        for part, (ids, truth) in self._decoded(clips, context, graded=True):
+            texts |= self._texts(part, ids)
+            assert truth is not None
+            total += truth.loss.item()
+            tokens += len(truth.targets)
+        return texts, total, tokens
+
+    def tokens(
+        self, mel: Tensor, prefix: Tensor, limit: int, truth: Truth | None = None
+    ) -> list[list[int]]:
+        """At most `limit` token ids of each clip after `prefix`; sets the loss of `truth`.
 
         Args:
             mel: (batch, mels, 2 * positions).
             prefix: int64 (batch, p).
         """
-        return self._tokens(self.search(), [mel], prefix, limit)
+        return self._tokens(self.search(), [mel], prefix, limit, truth)
+
+    def _texts(self, part: Sequence[Prepared], ids: Sequence[Sequence[int]]) -> dict[str, str]:
+        rows = zip(part, ids, strict=True)
+        return {clip.id: self.labels.decode(row) for (clip, _), row in rows}
+
+    def _decoded(
+        self, clips: Sequence[Clip], context: Context | None, *, graded: bool
+    ) -> Iterator[tuple[Sequence[Prepared], Found]]:
+        """Parts of the clips and what was found for them; smaller ones where memory runs out."""
+        most = self.batch
+        greedy = self.search()
+        for left in self._prepared(clips, context):
+            while left:
+                part = left[:most]
+                found = unless_too_large(partial(self._found, greedy, part, graded), len(part))
+                if found is None:
+                    most = len(part) // 2
+                    empty_caches(self.whisper.device)
+                    continue
+                yield part, found
+                left = left[most:]
 
     def search(self) -> Greedy:
         """The search, made for the weights as they are now."""
@@ -137,26 +162,36 @@ class Decoder:
             prepared += zip(alike, mel, strict=True)
         return prepared
 
-    def _ids(self, greedy: Greedy, part: Sequence[Prepared]) -> list[list[int]]:
-        """Tokens of each clip."""
-        prefix = torch.tensor([self.labels.prefix(clip.language) for clip, _ in part])
+    def _found(self, greedy: Greedy, part: Sequence[Prepared], graded: bool) -> Found:
+        """Tokens of each clip, and where wanted its true text with its loss."""
+        clips = [clip for clip, _ in part]
+        prefix = torch.tensor([self.labels.prefix(clip.language) for clip in clips])
         room = MAX_TOKENS - prefix.shape[1]
         limit = room if self.max_tokens is None else min(room, self.max_tokens)
         mels = [
             torch.stack([mel for _, mel in group])
             for _, group in groupby(part, lambda one: one[1].shape[-1])
         ]
-        return self._tokens(greedy, mels, prefix, limit)
+        truth = None
+        if graded:
+            rows = [self.labels.row(clip.text, clip.language) for clip in clips]
+            truth = Truth(*label_tensors(rows, self.labels.end))
+        return self._tokens(greedy, mels, prefix, limit, truth), truth
 
     def _tokens(
-        self, greedy: Greedy, mels: Sequence[Tensor], prefix: Tensor, limit: int
+        self,
+        greedy: Greedy,
+        mels: Sequence[Tensor],
+        prefix: Tensor,
+        limit: int,
+        truth: Truth | None,
     ) -> list[list[int]]:
         with self.working():
             heard = [self.encoded(mel) for mel in mels]
-            return greedy(heard, prefix.to(self.whisper.device), limit)
+            return greedy(heard, prefix.to(self.whisper.device), limit, truth)
 
 
-def unless_too_large(work: Callable[[], Ids], clips: int) -> Ids | None:
+def unless_too_large(work: Callable[[], Work], clips: int) -> Work | None:
     """What `work` on so many clips gives; None where memory does not suffice, but may for fewer."""
     try:
         return work()
@@ -164,90 +199,3 @@ def unless_too_large(work: Callable[[], Ids], clips: int) -> Ids | None:
         if not is_out_of_memory(error) or clips == 1:
             raise
     return None  # outside of `except`: there the failed work would still be held
-
-
-class Greedy:
-    """The most likely token, again and again.
-
-    `generation` gives `suppress_tokens` (never), `begin_suppress_tokens` (not first) and
-    `eos_token_id`.
-    """
-
-    def __init__(self, whisper: WhisperForConditionalGeneration, generation: GenerationConfig):
-        self.whisper, self.vocabulary = whisper, Vocabulary(whisper)
-        end = generation.eos_token_id
-        self.end: int = end[0] if isinstance(end, list) else end
-        never, not_first = generation.suppress_tokens or [], generation.begin_suppress_tokens or []
-        device = whisper.device
-        self.never = torch.tensor(never, dtype=torch.long, device=device)
-        self.not_first = torch.tensor(not_first, dtype=torch.long, device=device)
-
-    def __call__(self, heard: Sequence[Tensor], prefix: Tensor, limit: int) -> list[list[int]]:
-        """New token ids of each row, end-of-text left out, at most `limit`.
-
-        Args:
-            heard: encoder outputs (rows, positions, d_model), one for each length; their rows in
-                this order are those of `prefix`.
-            prefix: forced tokens int64 (rows, p).
-        """
-        decoder = TokenDecoder(self.whisper, heard, prefix.shape[1] + limit - 1)
-        hidden = decoder(prefix)[:, -1]
-        return follow(decoder, self.vocabulary, hidden, limit, self.end, self.choose)
-
-    def choose(self, logits: Tensor, _rows: Tensor, step: int) -> Tensor:
-        """Token (rows,) of logits (rows, vocabulary), which are changed."""
-        self.suppress(logits, step)
-        return logits.argmax(-1)
-
-    def suppress(self, logits: Tensor, step: int) -> None:
-        """Make what may not come at this step, counted from 0, infinitely unlikely."""
-        logits.index_fill_(1, self.never, -torch.inf)
-        if step == 0:
-            logits.index_fill_(1, self.not_first, -torch.inf)
-
-
-def follow(
-    decoder: TokenDecoder,
-    vocabulary: Vocabulary,
-    hidden: Tensor,
-    limit: int,
-    end: int,
-    choose: Callable[[Tensor, Tensor, int], Tensor],
-) -> list[list[int]]:
-    """Feed each row what was chosen for it, until `end` or `limit` tokens.
-
-    Args:
-        hidden: (rows, d_model) after the prefix.
-        choose: called with logits (live rows, vocabulary), the numbers of these rows (live rows,)
-            and the step, counted from 0.
-
-    Returns:
-        Tokens of each row, `end` left out.
-    """
-    rows = torch.arange(len(hidden), device=hidden.device)
-    done = torch.zeros_like(rows, dtype=torch.bool)
-    out = torch.full((len(hidden), limit), end, device=hidden.device)
-    for step in range(limit):
-        token = choose(vocabulary(hidden), rows, step).masked_fill(done, end)
-        out[rows, step] = token
-        done = token == end
-        finished = int(done.sum())  # the one wait for the device: who is done decides what follows
-        if finished == len(rows) or step + 1 == limit:
-            break
-        if finished >= DROPPED_AT * len(rows):
-            live = ~done
-            decoder.keep(live)
-            rows, token, done = rows[live], token[live], done[live]
-        hidden = decoder(token[:, None])[:, -1]
-    return [row[: row.index(end)] if end in row else row for row in out.tolist()]
-
-
-def greedy(
-    whisper: WhisperForConditionalGeneration,
-    heard: Tensor,
-    prefix: Tensor,
-    generation: GenerationConfig,
-    max_tokens: int,
-) -> list[list[int]]:
-    """Most likely tokens of each row of `heard` after `prefix`; see Greedy."""
-    return Greedy(whisper, generation)([heard], prefix, max_tokens)

@@ -27,10 +27,11 @@ from peft_whisper.data.mel import (
 )
 from peft_whisper.environment import empty_caches
 from peft_whisper.model.decoder import TokenDecoder
-from peft_whisper.scoring.decode import Decoder, follow, unless_too_large
+from peft_whisper.scoring.decode import Decoder, unless_too_large
+from peft_whisper.scoring.search import follow
 
 if TYPE_CHECKING:
-    from peft_whisper.scoring.decode import Greedy
+    from peft_whisper.scoring.search import Greedy
 
 WINDOW_FRAMES = FRAMES_PER_POSITION * FULL_POSITIONS  # 3000, of 10 ms: always the full 30 s
 FRAME_S = HOP / SAMPLE_RATE

@@ -143,11 +143,19 @@ def _curves(record: Record) -> str:
 
     def draw(axes: Any) -> None:
         loss, rates = axes
-        loss.plot([s["update"] for s in steps], [s["loss"] for s in steps], color=BLUE, lw=1.2)
-        loss.set(title="training loss per token", xlabel="update", ylim=(0, None))
+        loss.plot(
+            [s["update"] for s in steps],
+            [s["loss"] for s in steps],
+            color=BLUE,
+            label="training",
+            lw=1.2,
+        )
+        at = [check["update"] for check in checks]
+        loss.plot(at, [c["loss"] for c in checks], "o-", color=ORANGE, label="validation", ms=4)
+        loss.legend()
+        loss.set(title="loss per token", xlabel="update", ylim=(0, None))
         for name, color in (("wer", ORANGE), ("mer", GREEN)):
             values = [100 * check[name] for check in checks]
-            at = [check["update"] for check in checks]
             rates.plot(at, values, "o-", color=color, label=name.upper(), ms=4)
         if best:
             rates.axvline(best["update"], color=GREEN, ls=":", label="kept")
