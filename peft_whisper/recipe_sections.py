@@ -234,6 +234,12 @@ class Training(Section):
         pattern=_RECOMPUTE,
         examples=["none", "cheap", "1/3", "2/3", "all", "auto"],
     )
+    frozen_cache: Literal["none", "memory", "disk"] = Field(
+        "none",
+        description="Run the encoder layers below the lowest adapter once for each clip, before "
+        "training, and keep their output there: steps take less time and memory, with the same "
+        "result; the length of the input must not be random.",
+    )
 
 
 class Evaluation(Section):
