@@ -236,9 +236,9 @@ class Training(Section):
     )
     frozen_cache: Literal["none", "memory", "disk"] = Field(
         "none",
-        description="Run the encoder layers below the lowest adapter once for each clip, before "
-        "training, and keep their output there: steps take less time and memory, with the same "
-        "result; the length of the input must not be random.",
+        description="Where to keep what the encoder layers below the lowest adapter give: they run "
+        "once for each clip, before training, and not in its steps. Less time, the same result; "
+        "the input's length must not be random.",
     )
 
 
