@@ -1,4 +1,4 @@
-"""What the true length and the own decoder save here: a training update and decoded batches, timed.
+"""What the true length, the own decoder and kept outputs save here: updates and decoding, timed.
 
     python benchmarks/step.py [recipes/demo_cpu.yaml] [--repetitions 5]
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from peft_whisper.data.audit import Clip
     from peft_whisper.data.batches import Batch
+    from peft_whisper.training.stream import Course
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -55,6 +57,7 @@ def measured(session: Session, repetitions: int) -> dict[tuple[str, str], tuple[
     """Median seconds of ours and of what could be done instead, by what is done."""
     work = {
         ("training update", "padded to 30 s"): training(session),
+        ("update of the decoder, encoder run once", "in each step"): decoder_only(session),
         ("decoding a batch", "padded to 30 s"): decoding(session),
         ("decoding a batch, both at 30 s", "transformers' generate"): generating(session),
     }
@@ -67,18 +70,42 @@ def training(session: Session) -> tuple[Callable[[], object], Callable[[], objec
     from peft_whisper.train import start_accelerator
 
     updater, _ = make_updater(session, start_accelerator())
-    trimmed, full = (update(session, share) for share in (0.0, 1.0))
+    trimmed, full = (first_update(first_clips(session, share)) for share in (0.0, 1.0))
     return lambda: updater.step(trimmed, 0.0), lambda: updater.step(full, 0.0)
 
 
-def update(session: Session, full_share: float) -> list[Batch]:
-    """The first clips of train as one update, split as the recipe's layout says."""
-    from dataclasses import replace
+def decoder_only(session: Session) -> tuple[Callable[[], object], Callable[[], object]]:
+    """An update of adapters in the decoder alone, on what the encoder gave once, and with it."""
+    from peft_whisper.assembly import make_updater
+    from peft_whisper.train import start_accelerator
+    from peft_whisper.training.frozen import run_frozen_layers
 
-    from peft_whisper.training.stream import Course, stream_updates
+    recipe, heard, updaters = session.recipe, first_clips(session, 0.0), []
+    for cache in ("memory", "none"):
+        changes = {
+            "adapter": recipe.adapter.model_copy(update={"encoder_layers": "none"}),
+            "training": recipe.training.model_copy(update={"frozen_cache": cache}),
+        }
+        ours = replace(session, recipe=recipe.model_copy(update=changes))
+        updaters.append(make_updater(ours, start_accelerator())[0])
+    once, each = updaters
+    kept = run_frozen_layers(heard, once, "memory", RESULTS, Console(quiet=True))
+    outputs, mels = first_update(kept), first_update(heard)
+    return lambda: once.step(outputs, 0.0), lambda: each.step(mels, 0.0)
+
+
+def first_update(course: Course) -> list[Batch]:
+    from peft_whisper.training.stream import stream_updates
+
+    return next(stream_updates(course, rank=0))
+
+
+def first_clips(session: Session, full_share: float) -> Course:
+    """The first clips of train as one update, split as the recipe's layout says."""
+    from peft_whisper.training.stream import Course
 
     layout = session.layout(processes=1)
-    course = Course(
+    return Course(
         clips=session.splits.train[: layout.clips_per_update],
         labels=session.labels,
         n_mels=session.n_mels,
@@ -88,7 +115,6 @@ def update(session: Session, full_share: float) -> list[Batch]:
         updates=1,
         seed=1,
     )
-    return next(stream_updates(course, rank=0))
 
 
 def decoding(session: Session) -> tuple[Callable[[], object], Callable[[], object]]:

@@ -200,6 +200,8 @@ def full_with(path: Path_) -> dict[str, Any]:
                 tree["data"]["train"] = deepcopy(HUB)
         else:
             tree["data"][path[1]] = deepcopy(HUB)
+    if path == ("training", "frozen_cache"):
+        tree["context"] |= {"jitter_positions": "0", "full_share": "0"}
     if path == ("training", "epochs"):
         del tree["training"]["updates"]
         tree["training"]["epochs"] = "2"

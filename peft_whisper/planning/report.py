@@ -171,8 +171,9 @@ def _remarks(plan: Plan) -> Iterator[Text]:
     if cache != "none":
         yield _said(
             f"{plan.recipe.name}: its steps begin at what the frozen encoder layers gave before "
-            f"training, {hourly_bytes(plan) / 1e9:.2f} GB of {cache} an hour of sound, padding "
-            "included (training.frozen_cache); those layers stay on the card, to decode."
+            f"training (training.frozen_cache): {hourly_bytes(plan) / 1e9:.2f} GB of {cache} an "
+            "hour of sound, padding included, once for each length that a clip is padded to; the "
+            "layers stay on the card, to decode."
         )
     if plan.verdict == "tight":
         yield _said(f"{plan.recipe.name} is tight: {_spare(plan)}.", "yellow")

@@ -79,11 +79,12 @@ class Course:
 def stream_updates(course: Course, rank: int) -> Iterator[list[Batch]]:
     """Micro-batches of every update of the run, in order, for one process.
 
-    `data.workers` processes make them for as long as the run lasts; without any, a thread does.
+    `data.workers` processes make them for as long as the run lasts; without any, or where frozen
+    layers' outputs are heard, a thread does.
     """
     updates, ahead = tee(course.plan(rank))
     places = ((epoch, micro) for epoch, update in ahead for micro in update)
-    # What frozen layers gave has but to be copied, which is faster than a way between processes.
+    # What frozen layers gave has but to be copied: nothing that other processes could take over.
     workers = 0 if course.frozen else course.data.workers
     batches = made_ahead(TrainingBatches(course), places, workers)
     for _, update in updates:
