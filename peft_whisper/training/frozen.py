@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_whisper.data.batches import Layout, MicroBatch
+from peft_whisper.data.batches import MicroBatch
 from peft_whisper.errors import NoRoomError
 from peft_whisper.memory.cards import available_memory
 from peft_whisper.model.encoder import encode_below, whisper_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from peft_whisper.training.loop import Updater
 
+AT_ONCE = 6000  # encoder positions run together: four clips of 30 s, so that steps take more memory
 MOST = 0.75  # share of what is free that is taken: training and its checkpoints need some too
 
 
@@ -87,7 +88,7 @@ def run_frozen_layers(
         f"what they give takes {size / 1e9:.2f} GB {place}"
     )
     with progress(console, "running the frozen layers", len(pairs)) as task:
-        micros = micro_batches(pairs, clips, course.layout)
+        micros = micro_batches(pairs, clips)
         first = 0
         for mel in made_ahead(_LogMels(course), micros, course.data.workers):
             hidden = _run(updater, mel).flatten(0, 1)
@@ -110,12 +111,11 @@ def heard_pairs(course: Course, rank: int) -> np.ndarray:
     return np.array(sorted(pairs), dtype=np.int64)
 
 
-def micro_batches(pairs: np.ndarray, clips: int, layout: Layout) -> Iterator[MicroBatch]:
-    """The pairs in their order, as many of one length at once as the layout lets train together."""
+def micro_batches(pairs: np.ndarray, clips: int) -> Iterator[MicroBatch]:
+    """The pairs in their order, as many of one length at once as AT_ONCE has room for."""
     for positions, group in groupby(pairs.tolist(), key=lambda pair: pair // clips):
         numbers = tuple(pair % clips for pair in group)
-        counts = range(layout.batch, 0, -1)
-        most = next(n for n in counts if layout.allows(MicroBatch((0,) * n, positions)))
+        most = max(1, AT_ONCE // positions)
         for at in range(0, len(numbers), most):
             yield MicroBatch(numbers[at : at + most], positions)
 
