@@ -144,7 +144,9 @@ def count(recipe: Recipe, base: Blueprint, shapes: Sequence[Shape]) -> Counted:
         trace.step(shapes)
         adapter = trace.session.adapter()
     shape = shapes[0]
-    needed = flops_per_clip(base.config(), shape.positions, shape.labels, adapter)
+    needed = None  # of a step that begins at what frozen layers gave there is no closed form
+    if updater.first_layer is None:
+        needed = flops_per_clip(base.config(), shape.positions, shape.labels, adapter)
     saved = saved_bytes(trace.line, start)
     repeated = trace.line.repeated_flops
     return Counted(recipe.name, tuple(shapes), meter.tally, repeated, saved, needed)
@@ -183,7 +185,7 @@ def _loaded(batches: Sequence[Batch]) -> list[Batch]:
         setattr(tensor, PINNED, True)
         return tensor
 
-    names = ("mel", "decoder_input_ids", "index", "targets")
+    names = ("sound", "decoder_input_ids", "index", "targets")
     there = [
         replace(
             batch, **{name: torch.empty_like(getattr(batch, name), device="cpu") for name in names}

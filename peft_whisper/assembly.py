@@ -31,4 +31,4 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     model = train_everything(whisper) if adapter is None else attach(whisper, adapter)
     recompute(whisper, recipe.training.recompute)
     check = FirstBackwardCheck(whisper, adapter)
-    return Updater(accelerator, model, recipe.training, check), model
+    return Updater(accelerator, model, recipe.training, check, session.first_layer()), model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ def contradictions(tree: Mapping[str, Any]) -> list[Contradiction]:
     `tree` holds only what was written, defaults left out, and may still be wrong in itself (a text
     where a number is due): such values are passed over here, since their type is reported anyway.
     """
-    return [*_sources(tree), *_model(tree), *_adapter(tree), *_context(tree), *_training(tree)]
+    rules = (_sources, _model, _adapter, _context, _training, _frozen_cache)
+    return [found for rule in rules for found in rule(tree)]
 
 
 def _section(tree: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
@@ -131,6 +133,32 @@ def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             f"expected a share of the layers, at most 1/1; found {'/'.join(share)}",
         )
     yield from _precision(tree)
+
+
+def _frozen_cache(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """Kept is what frozen layers give: there must be some, and they must hear the same again."""
+    if _section(tree, "training").get("frozen_cache") not in ("memory", "disk"):
+        return
+    key, adapter = ("training", "frozen_cache"), _section(tree, "adapter")
+    layers = str(adapter.get("encoder_layers", "all"))
+    if adapter.get("method") == "none":
+        yield key, "adapter.method none trains every weight: no layer is frozen; remove it"
+    elif layers == "all" or re.fullmatch("0+-.*", layers):
+        yield (
+            key,
+            f"no encoder layer is frozen below the adapters: adapter.encoder_layers is {layers}; "
+            "write none, or for instance top 8, or remove training.frozen_cache",
+        )
+    context = _section(tree, "context")
+    for name, default in (("jitter_positions", 32), ("full_share", 0.12)):
+        value = context.get(name, default)
+        if isinstance(value, int | float) and value > 0:
+            yield (
+                key,
+                f"context.{name} ({value}) pads a clip to another length each time it is heard, "
+                "so what the frozen layers gave for one length is of no use for the next; write "
+                f"context.{name}: 0, or remove training.frozen_cache",
+            )
 
 
 def _precision(tree: Mapping[str, Any]) -> Iterator[Contradiction]:

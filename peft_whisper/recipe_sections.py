@@ -234,6 +234,12 @@ class Training(Section):
         pattern=_RECOMPUTE,
         examples=["none", "cheap", "1/3", "2/3", "all", "auto"],
     )
+    frozen_cache: Literal["none", "memory", "disk"] = Field(
+        "none",
+        description="Where to keep what the encoder layers below the lowest adapter give: they run "
+        "once for each clip, before training, and not in its steps. Less time, the same result; "
+        "the input's length must not be random.",
+    )
 
 
 class Evaluation(Section):

@@ -78,6 +78,23 @@ class Session:
             modules=MODULES if chosen.modules == "all" else chosen.modules,
         )
 
+    def first_layer(self) -> int | None:
+        """The encoder layer that training begins at, on what the frozen ones below gave once.
+
+        None where each step hears log-mel. Raises RecipeError where no layer below is frozen.
+        """
+        adapter = self.adapter()
+        if self.recipe.training.frozen_cache == "none" or adapter is None:
+            return None
+        first = adapter.encoder[0] if adapter.encoder else self.base.config().encoder_layers
+        if first == 0:
+            raise RecipeError(
+                "training.frozen_cache: no encoder layer is frozen below the adapters: "
+                f"adapter.encoder_layers {self.recipe.adapter.encoder_layers!r} begins at this "
+                "base's layer 0; adapt fewer, or remove training.frozen_cache"
+            )
+        return first
+
     def decoder(self, model: torch.nn.Module) -> Decoder:
         """The one way this run decodes, in validation as in the final test."""
         import torch

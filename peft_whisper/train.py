@@ -154,12 +154,16 @@ def train(
     """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went."""
     from peft_whisper.planning.preflight import measured_beside
     from peft_whisper.training import checkpoint
+    from peft_whisper.training.frozen import run_frozen_layers
     from peft_whisper.training.loop import fit
 
     recipe = session.recipe
     course = make_course(session, accelerator.num_processes)
     updater, model = make_updater(session, accelerator)
     record_start(session, memory, folder, model, console if accelerator.is_main_process else None)
+    if updater.first_layer is not None:
+        where = recipe.training.frozen_cache
+        course = run_frozen_layers(course, updater, where, folder, console)
     checkpoints = folder / "checkpoints"
 
     def keep(update: int, best: int) -> None:
@@ -170,6 +174,8 @@ def train(
 
     with progress(console, "training", course.updates) as task:
         log = RunLog(folder / "log.jsonl", task, console, accelerator)
+        if course.frozen:
+            log(course.frozen.event)
         result = fit(
             updater,
             course,

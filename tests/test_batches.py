@@ -105,7 +105,7 @@ def test_real_tokens_are_indexed_and_padding_is_not() -> None:
             self.id, self.duration_s = name, 1.0
 
     rows = [LabelRow((5, 6, 7), (6, 7, 9)), LabelRow((5, 9), (9, 9))]
-    batch = collate(torch.zeros(2, 80, 512), rows, pad=9, clips=[Named("a"), Named("b")])
+    batch = collate(torch.zeros(2, 80, 512), 256, rows, pad=9, clips=[Named("a"), Named("b")])
     assert batch.decoder_input_ids.tolist() == [[5, 6, 7], [5, 9, 9]]
     assert batch.index.tolist() == [0, 1, 2, 3, 4]
     assert batch.targets.tolist() == [6, 7, 9, 9, 9]  # end-of-text carries loss, padding none

@@ -247,9 +247,10 @@ def test_the_loss_of_the_true_texts_is_that_of_training(clips: list[Clip]) -> No
     assert texts == decoder.transcribe(clips, CONTEXT)
     total, count = 0.0, 0
     for clip in spoken:
-        mel = features([clip], CONTEXT.positions(clip.duration_s), 80, lambda c: load_wave(c.audio))
-        batch = collate(mel, [labels.row(clip.text, None)], labels.end, [clip])
-        inputs = (batch.mel, batch.decoder_input_ids, batch.index, batch.targets)
+        positions = CONTEXT.positions(clip.duration_s)
+        mel = features([clip], positions, 80, lambda c: load_wave(c.audio))
+        batch = collate(mel, positions, [labels.row(clip.text, None)], labels.end, [clip])
+        inputs = (batch.sound, batch.decoder_input_ids, batch.index, batch.targets)
         total += TokenLoss(model)(*inputs).item()
         count += len(batch.targets)
     print(f"loss per token {loss / tokens:.6f}, in training {total / count:.6f}")

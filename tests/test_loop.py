@@ -39,7 +39,8 @@ def batch_of(clips: list[tuple[int, torch.Tensor, list[int]]], positions: int = 
         fed[row, : len(tokens)] = torch.tensor([50_257, *tokens[:-1]])
         index += range(row * longest, row * longest + len(tokens))
     return Batch(
-        mel=torch.stack([mel for _, mel, _ in clips])[..., : 2 * positions],
+        sound=torch.stack([mel for _, mel, _ in clips])[..., : 2 * positions],
+        positions=positions,
         decoder_input_ids=fed,
         index=torch.tensor(index),
         targets=torch.tensor([token for _, _, tokens in clips for token in tokens]),
@@ -84,7 +85,7 @@ def test_loss_is_the_mean_over_tokens() -> None:
     loss, _ = gradients_of(made, [batch])
     whisper = whisper_of(made.forward.model)
     with torch.inference_mode():
-        heard = encode(whisper.model.encoder, batch.mel)
+        heard = encode(whisper.model.encoder, batch.sound)
         hidden = whisper.model.decoder(batch.decoder_input_ids, None, heard).last_hidden_state
         logits = whisper.proj_out(hidden).flatten(0, 1)[batch.index]
     assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.targets)))

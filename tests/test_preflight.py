@@ -120,7 +120,7 @@ def recipes() -> list[Path]:
 
 
 def test_recipes_say_what_they_take() -> None:
-    assert len(recipes()) == 6
+    assert len(recipes()) == 7
 
 
 @pytest.mark.parametrize("path", recipes(), ids=lambda p: p.stem)

@@ -41,6 +41,11 @@ training:
   learning_rate: 1e-5
 evaluation: {every: 10}
 """
+CACHED = (
+    "training.frozen_cache=disk",
+    "adapter.encoder_layers=none",
+    "context={jitter_positions: 0, full_share: 0}",
+)
 HUB = {
     "hub": "someone/speech",
     "config": "no",
@@ -101,6 +106,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "warmup": "5",
         "max_grad_norm": "0.5",
         "recompute": "2/3",
+        "frozen_cache": "none",
     },
     "evaluation": {
         "every": "20",
@@ -194,6 +200,8 @@ def full_with(path: Path_) -> dict[str, Any]:
                 tree["data"]["train"] = deepcopy(HUB)
         else:
             tree["data"][path[1]] = deepcopy(HUB)
+    if path == ("training", "frozen_cache"):
+        tree["context"] |= {"jitter_positions": "0", "full_share": "0"}
     if path == ("training", "epochs"):
         del tree["training"]["updates"]
         tree["training"]["epochs"] = "2"
@@ -483,6 +491,14 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
         ),
         (["base.quantize=nf4", "adapter={method: none}"], "base.quantize: nf4 weights are frozen"),
         (["training.recompute=3/2"], "training.recompute: expected a share .*found 3/2"),
+        ([*CACHED, "adapter={method: none}"], "training.frozen_cache: .*no layer is frozen"),
+        ([*CACHED, "adapter.encoder_layers=0-2"], "training.frozen_cache: .*encoder_layers is 0-2"),
+        ([*CACHED, "adapter={}"], "training.frozen_cache: .*encoder_layers is all; write none"),
+        ([*CACHED, "context={full_share: 0}"], r"training.frozen_cache: .*jitter_positions \(32\)"),
+        (
+            [*CACHED, "context={jitter_positions: 0}"],
+            r"training.frozen_cache: context.full_share \(0.12\) pads a clip to another length",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
@@ -507,6 +523,8 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
             "training.optimizer=paged_adamw8bit",
         ],
         ["training.recompute=1/1"],
+        CACHED,
+        [*CACHED, "adapter.encoder_layers=1-3", "training.frozen_cache=memory"],
         ["data.test={hub: a/b, split: test}"],
     ],
 )

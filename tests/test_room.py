@@ -210,7 +210,7 @@ def test_halves_hold_the_same_clips_and_tokens(clips: int, seed: int) -> None:
     assert first.durations_s + second.durations_s == whole.durations_s
     assert first.audio_s + second.audio_s == whole.audio_s
     assert first.positions == second.positions == whole.positions
-    assert torch.equal(torch.cat([first.mel, second.mel]), whole.mel)
+    assert torch.equal(torch.cat([first.sound, second.sound]), whole.sound)
     assert torch.equal(torch.cat([first.targets, second.targets]), whole.targets)
     fed = whole.decoder_input_ids.flatten()[whole.index]
     halves = [half.decoder_input_ids.flatten()[half.index] for half in (first, second)]

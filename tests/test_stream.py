@@ -61,7 +61,7 @@ def clips(tmp_path: Path) -> list[Clip]:
 
 
 def as_bytes(batch: Batch) -> tuple[bytes, ...]:
-    tensors = (batch.mel, batch.decoder_input_ids, batch.index, batch.targets)
+    tensors = (batch.sound, batch.decoder_input_ids, batch.index, batch.targets)
     return tuple(tensor.numpy().tobytes() for tensor in tensors)
 
 

@@ -157,7 +157,9 @@ class Batch:
     (b * t) decoder outputs, and `targets` (n,) are the tokens expected there.
     """
 
-    mel: torch.Tensor  # float32 (b, mels, 2 * positions)
+    sound: torch.Tensor  # log-mel, float32 (b, mels, 2 * positions), or what frozen layers made of
+    # it (training/frozen.py), (b, positions, d_model)
+    positions: int  # of the encoder (20 ms each), of every clip, padding included
     decoder_input_ids: torch.Tensor  # int64 (b, t)
     index: torch.Tensor  # int64 (n,)
     targets: torch.Tensor  # int64 (n,)
@@ -168,11 +170,6 @@ class Batch:
     def audio_s(self) -> float:
         return sum(self.durations_s)
 
-    @property
-    def positions(self) -> int:
-        """Encoder positions (20 ms each) of every clip, padding included."""
-        return self.mel.shape[-1] // 2
-
     def to(self, device: torch.device) -> Batch:
         """The same on `device`; from pinned memory the copy does not wait."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
@@ -182,7 +179,7 @@ class Batch:
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        names = ("mel", "decoder_input_ids", "index", "targets")
+        names = ("sound", "decoder_input_ids", "index", "targets")
         changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
         return replace(self, **changed)
 
@@ -204,7 +201,8 @@ class Batch:
         here = (rows >= first) & (rows < end)
         longest = int(columns[here].max()) + 1
         return Batch(
-            mel=self.mel[first:end],
+            sound=self.sound[first:end],
+            positions=self.positions,
             decoder_input_ids=self.decoder_input_ids[first:end, :longest],
             index=(rows[here] - first) * longest + columns[here],
             targets=self.targets[here],
@@ -243,11 +241,14 @@ def features(
     return out
 
 
-def collate(mel: torch.Tensor, rows: Sequence[LabelRow], pad: int, clips: Sequence[Clip]) -> Batch:
-    """Put log-mels, their label rows and the names of their clips together."""
+def collate(
+    sound: torch.Tensor, positions: int, rows: Sequence[LabelRow], pad: int, clips: Sequence[Clip]
+) -> Batch:
+    """Put sounds, their label rows and the names of their clips together."""
     fed, index, targets = label_tensors(rows, pad)
     return Batch(
-        mel=mel,
+        sound=sound,
+        positions=positions,
         decoder_input_ids=fed,
         index=index,
         targets=targets,

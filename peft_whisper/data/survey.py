@@ -242,9 +242,10 @@ def lesson(
     `wave` is its sound, float32 (samples,), 16 kHz. The context has no jitter here.
     """
     clip = placed.clip
-    mel = features([clip], context.positions(clip.duration_s), n_mels, lambda _: wave)
+    positions = context.positions(clip.duration_s)
+    mel = features([clip], positions, n_mels, lambda _: wave)
     row = labels.row(clip.text, clip.language, clip.duration_s if timestamps else None)
-    batch = collate(mel, [row], labels.end, [clip])
+    batch = collate(mel, positions, [row], labels.end, [clip])
     target_at = dict(zip(batch.index.tolist(), batch.targets.tolist(), strict=True))
     steps = [
         Step(

@@ -26,6 +26,14 @@ def encode(encoder: WhisperEncoder, mel: Tensor) -> Tensor:
     Returns:
         (batch, positions, d_model).
     """
+    return encode_from(encoder, encode_below(encoder, mel, 0), 0)
+
+
+def encode_below(encoder: WhisperEncoder, mel: Tensor, first: int) -> Tensor:
+    """What enters layer `first` (all layers: the last norm), (batch, positions, d_model).
+
+    `mel` is as in `encode`; raises ValueError where it has another length.
+    """
     frames = mel.shape[-1]
     limit = 2 * encoder.max_source_positions
     if frames % 2 or not 0 < frames <= limit:
@@ -33,7 +41,14 @@ def encode(encoder: WhisperEncoder, mel: Tensor) -> Tensor:
     hidden = F.gelu(encoder.conv1(mel))
     hidden = F.gelu(encoder.conv2(hidden)).permute(0, 2, 1)
     hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    for layer in encoder.layers:
+    for layer in encoder.layers[:first]:
+        hidden = layer(hidden, None)
+    return hidden
+
+
+def encode_from(encoder: WhisperEncoder, hidden: Tensor, first: int) -> Tensor:
+    """The rest of `encode`, from layer `first` on, of what `encode_below` gave."""
+    for layer in encoder.layers[first:]:
         hidden = layer(hidden, None)
     return encoder.layer_norm(hidden)
 
@@ -47,22 +62,32 @@ def whisper_of(model: nn.Module) -> WhisperForConditionalGeneration:
 
 
 class TokenLoss(nn.Module):
-    """One training forward: log-mel and decoder input in, summed loss of the real tokens out.
+    """One training forward: sound and decoder input in, summed loss of the real tokens out.
+
+    With `first`, the encoder is run from that layer on, and its sound is what enters there; else
+    it is log-mel.
 
     Logits are computed only at `index` (positions of the flattened decoder output that carry
     loss), so padding costs no vocabulary product.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, first: int | None = None):
         super().__init__()
-        self.model = model
+        self.model, self.first = model, first
 
     def forward(
-        self, mel: Tensor, decoder_input_ids: Tensor, index: Tensor, targets: Tensor
+        self, sound: Tensor, decoder_input_ids: Tensor, index: Tensor, targets: Tensor
     ) -> Tensor:
-        """(batch, mels, frames), (batch, t), (n,), (n,) -> float32 scalar."""
+        """(batch, mels, frames) or (batch, positions, d_model), (batch, t), (n,), (n,) -> scalar.
+
+        The scalar is float32.
+        """
         whisper = whisper_of(self.model)
-        heard = encode(whisper.model.encoder, mel.to(whisper.model.encoder.conv1.weight.dtype))
+        encoder = whisper.model.encoder
+        if self.first is None:
+            heard = encode(encoder, sound.to(encoder.conv1.weight.dtype))
+        else:
+            heard = encode_from(encoder, sound, self.first)
         hidden = whisper.model.decoder(
             input_ids=decoder_input_ids, encoder_hidden_states=heard, use_cache=False
         ).last_hidden_state

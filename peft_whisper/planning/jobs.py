@@ -65,9 +65,8 @@ class Job:
         tree, said = settings(self.recipe), self.as_dict()
         # Neither data, nor schedules, nor what is kept on disk, take memory of a card.
         memory = {name: tree[name] for name in ("base", "adapter")}
-        training = {
-            name: tree["training"][name] for name in ("precision", "optimizer", "recompute")
-        }
+        deciding = ("precision", "optimizer", "recompute", "frozen_cache")
+        training = {name: tree["training"][name] for name in deciding}
         sizes = Path(self.recipe.base.model) / "config.json"
         local = sizes.read_text(encoding="utf-8") if sizes.is_file() else None
         parts = [code_fingerprint(), memory, training, local]

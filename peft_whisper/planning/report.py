@@ -67,6 +67,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
+def hourly_bytes(plan: Plan) -> int:
+    """What training.frozen_cache keeps of an hour of sound, beside the card."""
+    each = 4 if plan.recipe.base.dtype == "float32" else 2
+    return round(3600 / SECONDS) * plan.found["model"]["d_model"] * each
+
+
 def length(plan: Plan) -> str:
     """Seconds of encoder input that each clip of the largest micro-batch takes."""
     return f"{plan.shape[1] * SECONDS:g} s"
@@ -160,6 +166,14 @@ def _remarks(plan: Plan) -> Iterator[Text]:
         yield _said(
             f"{plan.recipe.name}: its peak is that of the {percent(full)} of steps at full length "
             "(30 s, context.full_share), however short the clips are."
+        )
+    cache = plan.recipe.training.frozen_cache
+    if cache != "none":
+        yield _said(
+            f"{plan.recipe.name}: its steps begin at what the frozen encoder layers gave before "
+            f"training (training.frozen_cache): {hourly_bytes(plan) / 1e9:.2f} GB of {cache} an "
+            "hour of sound, padding included, once for each length that a clip is padded to; the "
+            "layers stay on the card, to decode."
         )
     if plan.verdict == "tight":
         yield _said(f"{plan.recipe.name} is tight: {_spare(plan)}.", "yellow")

@@ -132,9 +132,15 @@ class TrainingTrace:
 
     def _batch(self, shape: Shape) -> Batch:
         tokens = shape.clips * shape.labels
+        heard: tuple[int, ...] = (shape.clips, self.sizes.num_mel_bins, 2 * shape.positions)
+        dtype = torch.float32
+        if self.session.first_layer() is not None:  # what frozen layers gave once
+            heard = (shape.clips, shape.positions, self.sizes.d_model)
+            dtype = whisper_of(self.model).dtype
         with torch.device(self.device):
             return Batch(
-                mel=torch.zeros(shape.clips, self.sizes.num_mel_bins, 2 * shape.positions),
+                sound=torch.zeros(heard, dtype=dtype),
+                positions=shape.positions,
                 decoder_input_ids=torch.zeros(shape.clips, shape.labels, dtype=torch.int64),
                 index=torch.arange(tokens),
                 targets=torch.zeros(tokens, dtype=torch.int64),

@@ -42,8 +42,10 @@ class Updater:
         model: torch.nn.Module,
         training: Training,
         first_check: FirstBackwardCheck,
+        first_layer: int | None = None,
     ):
         self.accelerator, self.training = accelerator, training
+        self.model, self.first_layer = model, first_layer
         self.first_check: FirstBackwardCheck | None = first_check
         weights = whisper_of(model).dtype
         in_place = not hasattr(model, "peft_config")
@@ -51,7 +53,7 @@ class Updater:
         self.autocast = autocast_dtype(training.precision, weights)
         self.loss_scale = LossScale() if training.precision == "fp16" else None
         self.room = Room(training, accelerator.num_processes)
-        self.forward = accelerator.prepare_model(TokenLoss(model))
+        self.forward = accelerator.prepare_model(TokenLoss(model, first_layer))
         self.optimizer = build_optimizer(
             training.optimizer, self.masters, training.learning_rate, training.weight_decay
         )
@@ -149,7 +151,7 @@ class Updater:
         device, world = self.accelerator.device, self.accelerator.num_processes
         batch = batch.to(device)
         with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            summed = self.forward(batch.mel, batch.decoder_input_ids, batch.index, batch.targets)
+            summed = self.forward(batch.sound, batch.decoder_input_ids, batch.index, batch.targets)
         loss = summed / tokens
         factor = self.loss_scale.value if self.loss_scale else 1.0
         (loss * (world * factor)).backward()  # data-parallel wrappers average over processes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import tee
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,16 @@ if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
     from peft_whisper.data.labels import Labels
     from peft_whisper.recipe_sections import Data
+    from peft_whisper.training.frozen import FrozenOutputs
 
 Place = tuple[int, MicroBatch]  # an epoch, and what is heard at once in it
+
+
+class Things(Protocol):
+    """What can be made one by one, by a name for each."""
+
+    def __getitem__(self, place: Any, /) -> Any: ...
+
 
 LOADER_DIED = "DataLoader worker"  # so torch's sentence begins
 AHEAD = 2  # micro-batches made before they are due, by the thread or by each loader process
@@ -50,6 +58,7 @@ class Course:
     layout: Layout
     updates: int
     seed: int
+    frozen: FrozenOutputs | None = None  # heard in place of log-mel
 
     @property
     def updates_per_epoch(self) -> int:
@@ -70,20 +79,27 @@ class Course:
 def stream_updates(course: Course, rank: int) -> Iterator[list[Batch]]:
     """Micro-batches of every update of the run, in order, for one process.
 
-    `data.workers` processes make them for as long as the run lasts; without any, a thread does.
+    `data.workers` processes make them for as long as the run lasts; without any, or where frozen
+    layers' outputs are heard, a thread does.
     """
     updates, ahead = tee(course.plan(rank))
     places = ((epoch, micro) for epoch, update in ahead for micro in update)
-    batches = _made(TrainingBatches(course), places, course.data.workers)
+    # What frozen layers gave has but to be copied: nothing that other processes could take over.
+    workers = 0 if course.frozen else course.data.workers
+    batches = made_ahead(TrainingBatches(course), places, workers)
     for _, update in updates:
         yield [next(batches) for _ in update]
 
 
-def _made(batches: TrainingBatches, places: Iterable[Place], workers: int) -> Iterator[Batch]:
+def made_ahead(things: Things, places: Iterable[Any], workers: int) -> Iterator[Any]:
+    """`things[place]` for each place, in order, in page-locked memory where there is a card.
+
+    Made ahead by so many processes, or with 0 by a thread.
+    """
     if workers == 0:
-        return in_order(batches.pinned, places, threads=1, ahead=AHEAD)
-    loader: DataLoader[Batch] = DataLoader(
-        batches,  # type: ignore[arg-type]  # map-style by its method, without inheriting
+        return in_order(lambda place: _pinned(things[place]), places, threads=1, ahead=AHEAD)
+    loader: DataLoader[Any] = DataLoader(
+        things,  # type: ignore[arg-type]  # map-style by its method, without inheriting
         batch_size=None,
         sampler=places,
         num_workers=workers,
@@ -93,7 +109,11 @@ def _made(batches: TrainingBatches, places: Iterable[Place], workers: int) -> It
     return _handed_over(loader)
 
 
-def _handed_over(loader: DataLoader[Batch]) -> Iterator[Batch]:
+def _pinned(thing: Any) -> Any:
+    return thing.pin_memory() if torch.cuda.is_available() else thing
+
+
+def _handed_over(loader: DataLoader[Any]) -> Iterator[Any]:
     try:
         yield from loader
     except (ConnectionError, EOFError) as error:
@@ -116,6 +136,14 @@ def living_loaders() -> Iterator[None]:
         ) from error
 
 
+def log_mels(course: Course, micro: MicroBatch) -> torch.Tensor:
+    """What is heard at once, float32 (clips, n_mels, 2 * positions); raises DataError."""
+    clips, channel = [course.clips[i] for i in micro.clips], course.data.channel
+    return features(
+        clips, micro.positions, course.n_mels, lambda clip: load_wave(clip.audio, channel)
+    )
+
+
 class TrainingBatches:
     """Map-style dataset whose items are whole batches, so that loader processes collate.
 
@@ -128,21 +156,14 @@ class TrainingBatches:
 
     def __getitem__(self, place: Place) -> Batch:
         epoch, micro = place
-        course, data = self.course, self.course.data
+        course = self.course
         clips = [course.clips[i] for i in micro.clips]
-        mel = features(
-            clips, micro.positions, course.n_mels, lambda clip: load_wave(clip.audio, data.channel)
-        )
+        sound = course.frozen[micro] if course.frozen else log_mels(course, micro)
         rows = [
             course.labels.row(clip.text, clip.language, self._speech_s(epoch, i, clip))
             for i, clip in zip(micro.clips, clips, strict=True)
         ]
-        return collate(mel, rows, course.labels.end, clips)
-
-    def pinned(self, place: Place) -> Batch:
-        """The same, in page-locked memory where there is a card to copy it to."""
-        batch = self[place]
-        return batch.pin_memory() if torch.cuda.is_available() else batch
+        return collate(sound, micro.positions, rows, course.labels.end, clips)
 
     def _speech_s(self, epoch: int, i: int, clip: Clip) -> float | None:
         """The clip's length where the epoch's draw gives it timestamps, else None."""
