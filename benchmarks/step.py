@@ -22,6 +22,7 @@ from peft_whisper.environment import machine, machine_name, versions
 from peft_whisper.errors import run
 from peft_whisper.files import write_json
 from peft_whisper.model.base import quiet_transformers
+from peft_whisper.opening import choose_precision
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import Session, open_session
 from peft_whisper.terminal import Terminal
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = made.parse_args(argv)
     console = Terminal()
-    session = open_session(load_recipe(args.recipe), console)
+    opened = open_session(load_recipe(args.recipe), console)
+    session, _ = choose_precision(opened, "cpu", console)
     with quiet_transformers():
         seconds = measured(session, args.repetitions)
     report(seconds, session, console)
