@@ -26,7 +26,7 @@ from peft_whisper.session import Session, open_session
 from peft_whisper.terminal import Terminal, progress
 
 RESULTS = Path(__file__).parent / "results"
-STILL = ("context.jitter_positions=0", "context.full_share=0")  # as a cached prefix needs it
+STILL = ("context.jitter_positions=0", "context.full_share=0")  # as training.frozen_cache needs it
 SHORT = ("context.jitter_positions=0", "context.minimum_positions=1")  # the margin alone decides
 CHOICES = {
     "margin": [

@@ -6,16 +6,20 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 from rivals import hf_trainer
 from transformers import TrainerCallback
 
 from peft_whisper.assembly import make_updater
 from peft_whisper.model.adapters import merged, trainable
+from peft_whisper.opening import choose_precision
 from peft_whisper.session import Session
 from peft_whisper.train import make_course, start_accelerator
+from peft_whisper.training.frozen import run_frozen_layers
 from peft_whisper.training.optim import scale_at
 from peft_whisper.training.stream import stream_updates
 
@@ -51,12 +55,16 @@ class Ours:
     """The product's own updates, stream and decoder, as `peft_whisper.train` runs them."""
 
     def __init__(self, session: Session, updates: int, full_share: float | None = None):
+        console = Console(quiet=True)
+        session, _ = choose_precision(session, "cpu", console)
         self.session, self.done = session, 0
         course = replace(make_course(session, 1), updates=updates)
         if full_share is not None:
             course = replace(course, context=replace(course.context, full_share=full_share))
-        self.course = course
         self.updater, self.model = make_updater(session, own_accelerator())
+        if self.updater.first_layer is not None:
+            course = run_frozen_layers(course, self.updater, "memory", Path(), console)
+        self.course = course
         self.stream: Iterator[list[Batch]] = stream_updates(course, 0)
 
     def update(self) -> tuple[float, int]:

@@ -82,6 +82,24 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return tree
 
 
+def with_training(recipe: Recipe, **values: object) -> Recipe:
+    """The recipe with other values in `training`, such as what `auto` has been found to be."""
+    training = recipe.training.model_copy(update=values)
+    return recipe.model_copy(update={"training": training})
+
+
+def on_card(recipe: Recipe, device: str, bf16: bool = True) -> Recipe:
+    """The recipe with `training.precision: auto` resolved for a torch device with or without bf16.
+
+    A run on a CPU measures instead; where there is nothing to measure, it is fp32, which takes
+    more memory.
+    """
+    if recipe.training.precision != "auto":
+        return recipe
+    chosen = "fp32" if device == "cpu" else "bf16" if bf16 else "fp16"
+    return with_training(recipe, precision=chosen)
+
+
 def recipe_hash(recipe: Recipe) -> str:
     """Return the SHA-256 (hex) of the recipe's resolved settings, whatever text they came from."""
     canonical = json.dumps(settings(recipe), sort_keys=True, separators=(",", ":"))

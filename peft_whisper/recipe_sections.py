@@ -208,9 +208,10 @@ class Training(Section):
         description="Most seconds of encoder input (padding too) in a micro-step: more are split, "
         "with the same result; lower costs less memory.",
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = Field(
         "fp32",
-        description="Type computed in; bf16 is faster and smaller on a recent card, fp16 on a T4.",
+        description="Type computed in; bf16 is faster and smaller on a recent card, fp16 on a T4; "
+        "auto takes what the card has, and on a CPU bf16 where it is measured to be faster.",
     )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
         "adamw", description="8 bit holds the optimizer's state in a quarter of the memory."

@@ -16,25 +16,21 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from peft_whisper.assembly import make_updater
-from peft_whisper.environment import cores, machine, peak_memory, versions
+from peft_whisper.environment import cores, peak_memory
 from peft_whisper.errors import RecipeError, run
-from peft_whisper.files import write_json, write_text
-from peft_whisper.recipe import Recipe
-from peft_whisper.recipe_yaml import dump_recipe, load_recipe
+from peft_whisper.files import write_json
+from peft_whisper.opening import Facts, open_everywhere, record_start
+from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.run_folder import (
     RunLog,
     check_tracker,
     lock,
-    make_way,
     refuse_taken,
     start_tracker,
 )
 from peft_whisper.session import (
     Session,
-    check_splits,
-    data_facts,
     enough_memory,
-    open_session,
     transcripts,
     write_pages,
     write_scores,
@@ -48,9 +44,6 @@ if TYPE_CHECKING:
     from peft_whisper.training.loop import Result
     from peft_whisper.training.optim import Masters
     from peft_whisper.training.stream import Course
-
-
-Facts = dict[str, Any]  # as environment.json holds them
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,10 +80,10 @@ def main(argv: list[str] | None = None) -> int:
     accelerator = start_accelerator(recipe.track, folder)
     console.quiet = not accelerator.is_main_process
     console.print(f"{recipe.name}: {recipe.base.model} -> {folder}", style="bold")
-    session, memory = open_everywhere(recipe, folder, accelerator, console)
+    session, found = open_everywhere(recipe, folder, accelerator, console)
     start_tracker(accelerator, session.recipe)
     with enough_memory():
-        result, tuned = train(session, memory, folder, accelerator, console)
+        result, tuned = train(session, found, folder, accelerator, console)
         if accelerator.is_main_process:
             finish(session, folder, tuned, result, accelerator.device, console)
     accelerator.end_training()
@@ -127,29 +120,8 @@ def start_accelerator(track: str | None = None, folder: Path | None = None) -> A
     return accelerator
 
 
-def open_everywhere(
-    recipe: Recipe, folder: Path, accelerator: Accelerator, console: Console
-) -> tuple[Session, Facts]:
-    """Audit and plan in the main process, hand both to the others; refuse what may not train."""
-    from accelerate.utils import broadcast_object_list
-
-    from peft_whisper.planning.preflight import check_memory
-
-    box: list[Any] = [None]
-    if accelerator.is_main_process:
-        session = open_session(recipe, console)
-        make_way(folder)
-        write_text(folder / "recipe.yaml", dump_recipe(recipe))
-        check_splits(session, folder, console)
-        session, memory = check_memory(session, accelerator.num_processes, console)
-        write_text(folder / "recipe.yaml", dump_recipe(session.recipe))
-        box = [(session, memory)]
-    broadcast_object_list(box)
-    return box[0]
-
-
 def train(
-    session: Session, memory: Facts, folder: Path, accelerator: Accelerator, console: Console
+    session: Session, found: Facts, folder: Path, accelerator: Accelerator, console: Console
 ) -> tuple[Result, Path]:
     """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went."""
     from peft_whisper.planning.preflight import measured_beside
@@ -160,7 +132,7 @@ def train(
     recipe = session.recipe
     course = make_course(session, accelerator.num_processes)
     updater, model = make_updater(session, accelerator)
-    record_start(session, memory, folder, model, console if accelerator.is_main_process else None)
+    record_start(session, found, folder, model, console if accelerator.is_main_process else None)
     if updater.first_layer is not None:
         where = recipe.training.frozen_cache
         course = run_frozen_layers(course, updater, where, folder, console)
@@ -184,8 +156,8 @@ def train(
             keep,
             log,
         )
-        if memory and accelerator.device.type == "cuda":
-            log(measured_beside(memory))
+        if "memory" in found and accelerator.device.type == "cuda":
+            log(measured_beside(found["memory"]))
     method = recipe.adapter.method
     target = folder / ("model" if method == "none" else "adapter")
     if accelerator.is_main_process:
@@ -251,43 +223,6 @@ def validate(
     names = ("wer", "mer", "cer", "loops", "empties")
     rates = {name: getattr(score, name) for name in names}
     return rates | {"loss": total / tokens, "seconds": time.perf_counter() - began}
-
-
-def record_start(
-    session: Session, memory: Facts, folder: Path, model: Any, console: Console | None
-) -> None:
-    """Write environment.json, and say what is about to be trained on what."""
-    if console is None:
-        return
-    from peft_whisper.model.adapters import trainable_count
-    from peft_whisper.model.quantized import parameter_count
-
-    base, splits = session.base, session.splits
-    total = parameter_count(model)
-    trained = trainable_count(model)
-    data: dict[str, Any] = {name: data_facts(clips) for name, clips in splits.items()}
-    if session.recipe.data.note:
-        data["note"] = session.recipe.data.note
-    frozen = 0 if session.recipe.adapter.method == "none" else trained
-    facts = {
-        "versions": versions(),
-        "machine": machine(),
-        "base": {
-            "model": base.public_name,
-            "revision": base.revision,
-            "fingerprint": base.fingerprint,
-            "parameters": total - frozen,
-            "multilingual": session.labels.multilingual,
-        },
-        "data": data,
-        "trainable_parameters": trained,
-        "seed": session.recipe.seed,
-    }
-    if memory:
-        facts["memory"] = memory
-    write_json(folder / "environment.json", facts)
-    counts = ", ".join(f"{len(clips)} {name}" for name, clips in splits.items())
-    console.print(f"clips: {counts}; training {trained:,} of {total:,} parameters")
 
 
 def finish(

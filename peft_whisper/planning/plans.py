@@ -10,7 +10,7 @@ from peft_whisper.data.batches import Context
 from peft_whisper.data.mel import FULL_POSITIONS, SAMPLE_RATE, SAMPLES_PER_POSITION
 from peft_whisper.memory.cards import Card
 from peft_whisper.planning.jobs import Job, Shape, ask
-from peft_whisper.recipe import Recipe
+from peft_whisper.recipe import Recipe, on_card
 from peft_whisper.recipe_sections import MAX_TOKENS
 
 SECONDS = SAMPLES_PER_POSITION / SAMPLE_RATE  # of one encoder position
@@ -105,6 +105,7 @@ def make_plans(
 
     `done(number)` is called as each is there. Raises the UserError of the first that failed.
     """
+    recipes = [on_card(recipe, card.device, card.bf16) for recipe in recipes]
     jobs = [job_of(recipe, card, ways_of(recipe, seconds, labels), True) for recipe in recipes]
     answers = ask(jobs, done)
     return [
