@@ -73,6 +73,7 @@ def test_recipes_are_listed_and_copied(tmp_path: Path) -> None:
     listed = python("-m", "peft_whisper.cli", "recipes", folder=tmp_path).stdout
     names = [line.split()[0] for line in listed.splitlines()]
     assert names == [
+        "decoder_a10",
         "demo_cpu",
         "demo_hub",
         "full_8bit_a10",
@@ -108,7 +109,7 @@ def test_an_installed_package_brings_its_recipes(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     shipped = {f"peft_whisper/recipes/{path.name}" for path in REPOSITORY.glob("recipes/*.yaml")}
-    assert len(shipped) == 8
+    assert len(shipped) == 9
     assert shipped <= names
     modules = {
         path.relative_to(REPOSITORY).as_posix()
