@@ -73,7 +73,7 @@ def launch_of(func: Any, args: Any, kwargs: Any, out: Any) -> Launch:
     written = sum(map(nbytes, made)) + sum(map(nbytes, changed.values()))
     if name in FROM_SHAPE:
         return Launch(kernels, written)
-    if name in OVERWRITES:
+    if name in OVERWRITES or func._overloadname == "out":
         given = {key: one for key, one in given.items() if key not in changed}
     read = sum(map(nbytes, given.values()))
     if name in READS_ROWS:

@@ -74,6 +74,7 @@ def test_a_linear_layer_by_hand() -> None:
         (lambda x: x.detach().zero_(), 1, 128),
         (lambda x: x[:, :4] * 2, 1, 2 * 32),
         (lambda x: torch.cat([x, x]), 1, 128 + 256),
+        (lambda x: torch.mul(x.detach(), 2, out=x.detach()[:4].new_empty(8, 16)), 1, 2 * 128),
         (lambda x: torch._foreach_add_([x.detach(), x.detach()], 1.0), 1, 4 * 128),
     ],
 )
@@ -213,15 +214,11 @@ def small_step(recipe: Recipe, shapes: tuple[Shape, ...] = STEP) -> Counted:
 def test_a_micro_step_never_waits_and_an_update_once(
     adapter: dict[str, Any], recompute: str
 ) -> None:
-    """The one wait of an update reads loss and gradient norm: a step must be finite to be made.
-
-    (bitsandbytes waits after each tensor that it steps; the budgets hold how often.)
-    """
+    """The one wait of an update reads loss and gradient norm: a step must be finite to be made."""
     optimizer = {"optimizer": "adamw8bit"} if adapter is not LORA else {}
     found = small_step(recipe_of(adapter, recompute=recompute, **optimizer), STEP * 2)
     assert found.syncs("forward", "backward") == []
-    own = [sync for sync in found.syncs("update") if "bitsandbytes" not in sync.where]
-    assert [sync.what for sync in own] == ["tolist"], own
+    assert [sync.what for sync in found.syncs("update")] == ["tolist"]
 
 
 def test_a_step_that_asks_for_its_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,13 +273,25 @@ def test_the_closed_form(trained: tuple[tuple[str, ...], int] | None, teraflops:
     assert [round(one / 1e12, 2) for one in found] == teraflops
 
 
-def test_a_step_takes_what_the_closed_form_says() -> None:
-    """Within what flash attention computes a second time."""
-    recipe = load_recipe(str(ROOT / "recipes/lora_a10.yaml"), ["training.recompute=none"])
-    shapes = shapes_of(recipe, 10.0, 64, 1)
-    found = count(recipe, blueprint(recipe, layers=2), shapes)
-    print(f"{found.flops / found.needed:.4f} x closed form")
-    assert 1 <= found.flops / found.needed <= 1.03
+@pytest.mark.parametrize("clips", [1, None])
+def test_large_v3_keeps_to_its_bars(clips: int | None) -> None:
+    """With 10 s clips, one at a time and as the recipe batches them; two layers stand for 32.
+
+    What flash attention computes a second time is not in the closed form.
+    """
+    recipe = load_recipe(str(ROOT / "recipes/lora_a10.yaml"))
+    shapes = shapes_of(recipe, 10.0, 64, clips)
+    ours = count(recipe, blueprint(recipe, layers=2), shapes)
+    rival = count_rival(recipe, blueprint(recipe, layers=2), shapes)
+    found = {
+        "FLOPs": ours.flops / ours.clips / ours.needed,
+        "bytes": ours.moved() / rival.moved(),
+        "kernels": ours.kernels() / rival.kernels(),
+    }
+    print({what: round(ratio, 3) for what, ratio in found.items()})
+    assert 1 <= found["FLOPs"] <= 1.05
+    assert found["bytes"] <= 0.5 and found["kernels"] <= 0.5
+    assert ours.syncs("forward", "backward") == []
 
 
 def test_the_usual_stack_takes_more() -> None:
@@ -291,7 +300,7 @@ def test_the_usual_stack_takes_more() -> None:
     rival = count_rival(recipe, Blueprint(small_sizes(layers=2)), STEP)
     assert rival.shapes[0].positions == 1500
     assert rival.flops > ours.flops and rival.moved() > ours.moved() and rival.saved > ours.saved
-    assert len(rival.syncs("forward", "backward")) == 4  # two copies, isnan, isinf
+    assert len(rival.syncs("forward", "backward")) == 5  # 2 copies, packed?, isnan, isinf
 
 
 @pytest.mark.parametrize(

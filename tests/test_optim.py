@@ -16,6 +16,7 @@ from transformers import WhisperForConditionalGeneration
 from peft_whisper.errors import RecipeError
 from peft_whisper.model.adapters import train_everything, trainable
 from peft_whisper.recipe_sections import Training
+from peft_whisper.training.adam8bit import AdamW8bit
 from peft_whisper.training.optim import Masters, build_optimizer, scale_at
 from peft_whisper.training.split import SplitAdamW8bit
 
@@ -104,13 +105,31 @@ def test_trained_in_place_decodes_in_one_dtype_and_saves_without_loss(tmp_path: 
         assert torch.equal(one, other)
 
 
-def test_adapters_keep_the_optimizer_of_bitsandbytes() -> None:
+def test_adapters_have_plain_8_bit_adam_and_whole_models_the_split_one() -> None:
     parameters = {"w": Parameter(torch.ones(64, 64))}
     adapter = build_optimizer("adamw8bit", Masters(parameters, torch.bfloat16), 1e-3, 0.0)
-    assert type(adapter) is bnb.optim.AdamW8bit
+    assert type(adapter) is AdamW8bit
     parameters = {"w": Parameter(torch.ones(64, 64, dtype=torch.bfloat16))}
     masters = Masters(parameters, torch.bfloat16, in_place=True)
     assert type(build_optimizer("adamw8bit", masters, 1e-3, 0.0)) is SplitAdamW8bit
+
+
+def test_8_bit_adam_steps_as_that_of_bitsandbytes() -> None:
+    found = []
+    for kind in (bnb.optim.AdamW8bit, AdamW8bit):
+        torch.manual_seed(0)
+        weights = [
+            Parameter(torch.randn(96, 64)),
+            Parameter(torch.randn(7)),
+            Parameter(torch.ones(3)),
+        ]
+        optimizer = kind(weights, lr=1e-2, weight_decay=0.1)
+        for _ in range(3):
+            for weight in weights[:2]:  # the last one has no gradient
+                weight.grad = torch.randn_like(weight)
+            optimizer.step()
+        found.append(weights)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_paging_on_the_cpu_is_quietly_none() -> None:

@@ -92,7 +92,9 @@ class FakeMode(fake_tensor.FakeTensorMode):
 
 
 def _look(one: Any) -> Any:
-    """Shape, strides and type of a tensor; type and value of other arguments."""
+    """Shape, strides and type of a tensor, in a list too; type and value of other arguments."""
     if isinstance(one, Tensor):
         return one.shape, one.stride(), one.dtype
-    return type(one), tuple(one) if isinstance(one, list) else one  # 2 and 2.0 are equal
+    if isinstance(one, list | tuple):
+        return type(one), tuple(map(_look, one))
+    return type(one), one  # 2 and 2.0 are equal

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from peft_whisper.model.attention import KeyValue, attended, heads
+
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
 
 GROWTH = 64  # tokens by which the room for keys and values grows
 PACKED_FOR = 32  # rows; the packing is good for fewer and for more too
-KeyValue = tuple[Tensor, Tensor]  # each (rows, heads, positions, head width)
 
 
 class TokenDecoder:
@@ -70,15 +71,15 @@ class TokenDecoder:
         first, end = self.fed, self.fed + x.shape[1]
         keys, values = self._room(number, key, value, end)
         keys[:, :, first:end], values[:, :, first:end] = key, value
-        query = _heads(attention, attention.q_proj(x))
+        query = heads(attention, attention.q_proj(x))
         causal = x.shape[1] > 1
-        found = _attended(attention, query, (keys[:, :, :end], values[:, :, :end]), causal)
+        found = attended(attention, query, (keys[:, :, :end], values[:, :, :end]), causal)
         return attention.out_proj(found)
 
     def _attend_heard(self, number: int, attention: Any, x: Tensor) -> Tensor:
-        queries = _heads(attention, attention.q_proj(x)).split(self.rows)
+        queries = heads(attention, attention.q_proj(x)).split(self.rows)
         found = [
-            _attended(attention, query, kept)
+            attended(attention, query, kept)
             for query, kept in zip(queries, self.heard[number], strict=True)
         ]
         return attention.out_proj(torch.cat(found) if len(found) > 1 else found[0])
@@ -126,18 +127,7 @@ class Vocabulary:
 
 
 def _key_value(attention: Any, x: Tensor) -> KeyValue:
-    return _heads(attention, attention.k_proj(x)), _heads(attention, attention.v_proj(x))
-
-
-def _heads(attention: Any, x: Tensor) -> Tensor:
-    """(rows, t, d_model) -> (rows, heads, t, head width)."""
-    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-
-
-def _attended(attention: Any, query: Tensor, kept: KeyValue, causal: bool = False) -> Tensor:
-    """What the queries find: (rows, t, d_model)."""
-    found = F.scaled_dot_product_attention(query, *kept, is_causal=causal, scale=attention.scaling)
-    return found.transpose(1, 2).flatten(2)
+    return heads(attention, attention.k_proj(x)), heads(attention, attention.v_proj(x))
 
 
 def _rows(kept: KeyValue, rows: Tensor) -> KeyValue:

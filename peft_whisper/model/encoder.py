@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peft_whisper.model.attention import join_attention
 from peft_whisper.model.loss import summed_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+    from transformers.models.whisper.modeling_whisper import WhisperDecoder, WhisperEncoder
 
 
 def encode(encoder: WhisperEncoder, mel: Tensor) -> Tensor:
@@ -53,6 +54,25 @@ def encode_from(encoder: WhisperEncoder, hidden: Tensor, first: int) -> Tensor:
     return encoder.layer_norm(hidden)
 
 
+def decode(decoder: WhisperDecoder, ids: Tensor, heard: Tensor) -> Tensor:
+    """Run the decoder on whole transcripts, whose tokens each see those before.
+
+    The stock forward first looks for several transcripts packed into one row, for which the host
+    waits; without a mask its layers are causal.
+
+    Args:
+        ids: int64 (batch, t).
+        heard: (batch, positions, d_model), what the encoder gives.
+
+    Returns:
+        (batch, t, d_model).
+    """
+    hidden = decoder.embed_tokens(ids) + decoder.embed_positions(ids)
+    for layer in decoder.layers:
+        hidden = layer(hidden, None, heard, use_cache=False)
+    return decoder.layer_norm(hidden)
+
+
 def whisper_of(model: nn.Module) -> WhisperForConditionalGeneration:
     """The WhisperForConditionalGeneration inside a PEFT model, or the model itself."""
     from peft import PeftModel
@@ -74,6 +94,7 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module, first: int | None = None):
         super().__init__()
         self.model, self.first = model, first
+        join_attention(whisper_of(model))
 
     def forward(
         self, sound: Tensor, decoder_input_ids: Tensor, index: Tensor, targets: Tensor
@@ -88,7 +109,5 @@ class TokenLoss(nn.Module):
             heard = encode(encoder, sound.to(encoder.conv1.weight.dtype))
         else:
             heard = encode_from(encoder, sound, self.first)
-        hidden = whisper.model.decoder(
-            input_ids=decoder_input_ids, encoder_hidden_states=heard, use_cache=False
-        ).last_hidden_state
+        hidden = decode(whisper.model.decoder, decoder_input_ids, heard)
         return summed_cross_entropy(hidden.flatten(0, 1)[index], whisper.proj_out.weight, targets)

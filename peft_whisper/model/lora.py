@@ -1,15 +1,17 @@
 """peft's LoRA layer, y = W x + b + s B (A drop(x)), as one sum forward and one sweep backward.
 
 Written as modules, it keeps a dropped copy of each input, adds up gradients that could be products'
-sums, and takes some sixty steps of autograd. Here three operators (lora_ops.py) do it. Kept for
-backward are x, which other layers keep too, and the mask of what was dropped; B's product is added
-into W's as it is made, and so are the gradients of x.
+sums, and takes some sixty steps of autograd. Here three operators (lora_ops.py) do it, for one
+layer or for several that read the same input, as q, k and v do. Kept for backward are x, which
+other layers keep too, and the mask of what was dropped; B's product is added into W's as it is
+made, and so are the gradients of x.
 
 Files, merging and all else are peft's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,20 +27,56 @@ class Linear(PeftLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., inputs) -> (..., outputs), in autocast's type or that of `x`."""
-        active = self.active_adapters
-        usual = len(active) == 1 and active[0] in self.lora_A and not (args or kwargs)
-        if not usual or self.merged or self.disable_adapters or active[0] in self.lora_variant:
+        if args or kwargs or not self.usual():
             return super().forward(x, *args, **kwargs)
-        (name,) = active
-        kind = x.device.type
-        if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-        down, up = self.lora_A[name].weight.to(x.dtype), self.lora_B[name].weight.to(x.dtype)
-        dropout: Any = self.lora_dropout[name]  # Identity where nothing is dropped
-        share = getattr(dropout, "p", 0.0) if self.training else 0.0
-        with torch.autocast(kind, enabled=False):
-            inner = _Down.apply(x, down, up, share)
-            return _Up.apply(x, inner, down, up, self.base_layer, self.scaling[name], share)
+        return _products(x, [self], [])[0]
+
+    def usual(self) -> bool:
+        """Whether one adapter works beside the base, and as LoRA's paper has it."""
+        active = self.active_adapters
+        one = len(active) == 1 and active[0] in self.lora_A and active[0] not in self.lora_variant
+        return one and not (self.merged or self.disable_adapters)
+
+    def share(self) -> float:
+        """Of the inputs, dropped before A; 0 but in training."""
+        dropout: Any = self.lora_dropout[self.active_adapters[0]]  # Identity where none are
+        return getattr(dropout, "p", 0.0) if self.training else 0.0
+
+
+def products(x: Tensor, linears: Sequence[nn.Module]) -> list[Tensor]:
+    """What frozen layers of one width, some with LoRA beside them, make of the same input.
+
+    Adapters that work alike see one draw of dropout, each by its own A: the input is read and
+    dropped once, and its gradient is one sum. All else goes through the layers one by one.
+
+    Args:
+        x: (..., inputs).
+
+    Returns:
+        for each layer (..., outputs), in autocast's type or that of `x`.
+    """
+    adapted = [one for one in linears if isinstance(one, Linear)]
+    looks = {(one.r[one.active_adapters[0]], one.share()) for one in adapted if one.usual()}
+    if len(looks) != 1 or not all(one.usual() for one in adapted):
+        return [one(x) for one in linears]
+    plain = [one for one in linears if not isinstance(one, Linear)]
+    made = dict(zip((*adapted, *plain), _products(x, adapted, plain), strict=True))
+    return [made[one] for one in linears]
+
+
+def _products(x: Tensor, adapted: Sequence[Linear], plain: Sequence[Any]) -> tuple[Tensor, ...]:
+    """As `products`, first of those with LoRA, then of those without."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
+    name, share = adapted[0].active_adapters[0], adapted[0].share()
+    downs = [one.lora_A[name].weight.to(x.dtype) for one in adapted]
+    ups = [one.lora_B[name].weight.to(x.dtype) for one in adapted]
+    bases = [*(one.base_layer for one in adapted), *plain]
+    scales = [one.scaling[name] for one in adapted]
+    with torch.autocast(kind, enabled=False):
+        inner = _Down.apply(x, share, *downs)
+        return _Up.apply(x, inner, bases, scales, share, *downs, *ups)
 
 
 class _Down(torch.autograd.Function):
@@ -49,48 +87,57 @@ class _Down(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, share: float) -> Tensor:
-        on_cpu = x.device.type == "cpu"
-        inner, mask = lora.lora_down(x, down, share, on_cpu)
+    def forward(ctx: Any, x: Tensor, share: float, *downs: Tensor) -> Tensor:
+        inner, mask = lora.lora_down(x, downs, share, x.device.type == "cpu")
         ctx.save_for_backward(x, inner, mask if share else None)
-        ctx.weights = down, up
         ctx.set_materialize_grads(False)
         return inner
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return None, None, None, None
+        return (None,) * len(ctx.needs_input_grad)
 
 
 class _Up(torch.autograd.Function):
-    """W x + b + s B inner."""
+    """W x + b + s B inner; and W x + b of layers without LoRA."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         inner: Tensor,
-        down: Tensor,
-        up: Tensor,
-        base: nn.Linear,
-        scale: float,
+        bases: Sequence[nn.Linear],
+        scales: Sequence[float],
         share: float,
-    ) -> Tensor:
-        ctx.kept, ctx.base, ctx.scale, ctx.share = inner.grad_fn, base, scale, share
-        bias = None if base.bias is None else base.bias.to(x.dtype)
-        return lora.lora_up(x, _matrix(base, x.dtype), bias, inner, up, scale)
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        adapters = len(scales)
+        ctx.kept, ctx.bases, ctx.scales, ctx.share = inner.grad_fn, bases, scales, share
+        ctx.weights = weights[:adapters], weights[adapters:]
+        made, parts = [], inner.chunk(adapters, -1)
+        for base, *part in zip(bases[:adapters], parts, ctx.weights[1], scales, strict=True):
+            matrix, bias = _matrix(base, x.dtype), _bias(base, x.dtype)
+            made.append(lora.lora_up(x, matrix, bias, *part))
+        for base in bases[adapters:]:
+            matrix, bias = _matrix(base, x.dtype), _bias(base, x.dtype)
+            made.append(nn.functional.linear(x, matrix, bias))
+        return tuple(made)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,) = grads
-        (x, inner, mask), (down, up) = ctx.kept.saved_tensors, ctx.kept.weights
-        matrix, for_x = _matrix(ctx.base, grad.dtype), ctx.needs_input_grad[0]
-        of_x, of_down, of_up = lora.lora_backward(
-            grad, x, mask, inner, matrix, down, up, ctx.scale, ctx.share, for_x
+        (x, inner, mask), (downs, ups) = ctx.kept.saved_tensors, ctx.weights
+        matrices, for_x = [_matrix(base, x.dtype) for base in ctx.bases], ctx.needs_input_grad[0]
+        of_x, of_downs, of_ups = lora.lora_backward(
+            grads, x, mask, inner, matrices, downs, ups, ctx.scales, ctx.share, for_x
         )
-        return of_x if for_x else None, None, of_down, of_up, None, None, None
+        of_weights = *of_downs.chunk(len(downs)), *of_ups.chunk(len(ups))
+        return of_x if for_x else None, None, None, None, None, *of_weights
 
 
 def _matrix(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     """The base's weight (outputs, inputs) in `dtype`."""
     return base.dequantized(dtype) if isinstance(base, FrozenLinear) else base.weight.to(dtype)
+
+
+def _bias(base: nn.Linear, dtype: torch.dtype) -> Tensor | None:
+    return None if base.bias is None else base.bias.to(dtype)

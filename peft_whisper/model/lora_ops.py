@@ -1,4 +1,7 @@
-"""The three operators of a LoRA layer, each in torch's own kernels and on any device.
+"""The three operators of LoRA layers, each in torch's own kernels and on any device.
+
+Layers that read one input share its dropout: their A's are one product, and the gradient of what
+they read is one sum. Of n layers the A's (n rank, inputs) and B's (n outputs, rank) are stacked.
 
 To torch each is one operator, so that a layer computed again in backward keeps or repeats it as a
 whole, and a trace follows it in one step. What torch can't see then is said here: shapes, FLOPs,
@@ -7,7 +10,7 @@ and the memory that an operator takes and gives back.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,14 +20,17 @@ from torch.utils.flop_counter import register_flop_formula
 STEPS = 1 << 16  # so finely is the share of dropped inputs kept on a CPU
 
 
-def lora_down(x: Tensor, down: Tensor, share: float, on_cpu: bool) -> tuple[Tensor, Tensor]:
+def lora_down(
+    x: Tensor, downs: Sequence[Tensor], share: float, on_cpu: bool
+) -> tuple[Tensor, Tensor]:
     """A drop(x), and the mask of drop: bool on a card, factors on a CPU, empty without dropout.
 
     Args:
         x: (..., inputs).
-        down: A, (rank, inputs).
+        downs: each A, (rank, inputs); their products (..., rank) follow one another.
         share: of the inputs that are dropped; the others grow by 1 / (1 - share).
     """
+    down = _stacked(downs)
     if not share:
         return _product(x, down.t()), x.new_empty(0)
     if on_cpu:
@@ -60,25 +66,35 @@ def lora_up(
 
 
 def lora_backward(
-    grad: Tensor,
+    grads: Sequence[Tensor],
     x: Tensor,
     mask: Tensor | None,
     inner: Tensor,
-    matrix: Tensor,
-    down: Tensor,
-    up: Tensor,
-    scale: float,
+    matrices: Sequence[Tensor],
+    downs: Sequence[Tensor],
+    ups: Sequence[Tensor],
+    scales: Sequence[float],
     share: float,
     for_x: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x (empty unless asked for), A and B, of `grad`, that of y."""
-    grads, rows = _rows(grad), _rows(x)
-    of_up = _scaled_product(grads.t(), _rows(inner), scale)
-    of_inner = _scaled_product(grads, up, scale)
+    """Gradients of x (empty unless asked for), the A's and the B's, of `grads`, those of each y.
+
+    Layers without LoRA come last, with a gradient and a matrix each.
+    """
+    rows, of_y, count = _rows(x), [_rows(grad) for grad in grads], len(ups)
+    of_inner = inner.new_empty(len(rows), inner.shape[-1])
+    of_up = inner.new_empty(count * len(ups[0]), len(downs[0]))
+    parts = _rows(inner).chunk(count, 1), of_inner.chunk(count, 1), of_up.chunk(count)
+    for grad, up, scale, part, of_part, of_b in zip(of_y[:count], ups, scales, *parts, strict=True):
+        _scaled_product(grad.t(), part, scale, of_b)
+        _scaled_product(grad, up, scale, of_part)
     of_down = of_inner.t() @ (rows if mask is None else _dropped(rows, _rows(mask), share))
     if not for_x:
         return x.new_empty(0), of_down, of_up
-    of_x = grads @ matrix
+    of_x = of_y[0] @ matrices[0]
+    for grad, matrix in zip(of_y[1:], matrices[1:], strict=True):
+        of_x.addmm_(grad, matrix)
+    down = _stacked(downs)
     if mask is None:
         of_x.addmm_(of_inner, down)
     elif mask.dtype == torch.bool:
@@ -102,48 +118,62 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
     return (_rows(x) @ matrix).view(*x.shape[:-1], -1)
 
 
-def _scaled_product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def _scaled_product(a: Tensor, b: Tensor, scale: float, out: Tensor) -> None:
     """scale * a @ b in one kernel."""
-    return torch.addmm(a.new_empty(b.shape[1]), a, b, beta=0, alpha=scale)
+    torch.addmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _down_meta(x: Tensor, down: Tensor, share: float, on_cpu: bool) -> tuple[Tensor, Tensor]:
+def _stacked(downs: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(downs)) if len(downs) > 1 else downs[0]
+
+
+def _down_meta(
+    x: Tensor, downs: Sequence[Tensor], share: float, on_cpu: bool
+) -> tuple[Tensor, Tensor]:
     mask = x.new_empty(x.shape if share else 0, dtype=x.dtype if on_cpu else torch.bool)
-    return x.new_empty(*x.shape[:-1], len(down)), mask
+    return x.new_empty(*x.shape[:-1], len(downs) * len(downs[0])), mask
 
 
 def _up_meta(x: Tensor, matrix: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], len(matrix))
 
 
-def _backward_meta(grad: Tensor, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-    _mask, _inner, _matrix, down, up, _scale, _share, for_x = others
-    return x.new_empty(x.shape if for_x else 0), torch.empty_like(down), torch.empty_like(up)
+def _backward_meta(grads: Any, x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _mask, inner, _matrices, downs, ups, _scales, _share, for_x = others
+    of_down = x.new_empty(inner.shape[-1], x.shape[-1])
+    of_up = x.new_empty(len(ups) * len(ups[0]), len(downs[0]))
+    return x.new_empty(x.shape if for_x else 0), of_down, of_up
 
 
-def _down_flops(x: Tensor, down: Tensor, *_: Any, **__: Any) -> int:
-    return 2 * x.numel() * len(down)
+def _down_flops(x: Tensor, downs: Sequence[Tensor], *_: Any, **__: Any) -> int:
+    return 2 * x.numel() * sum(map(len, downs))
 
 
 def _up_flops(x: Tensor, matrix: Tensor, _bias: Any, inner: Tensor, *_: Any, **__: Any) -> int:
     return 2 * (x.numel() + inner.numel()) * len(matrix)
 
 
-def _backward_flops(grad: Tensor, x: Tensor, *others: Any, **__: Any) -> int:
-    _mask, inner, matrix, _down, _up, _scale, _share, for_x = others
-    of_up = of_inner = 2 * grad.numel() * inner.shape[-1]
+def _backward_flops(grads: Sequence[Tensor], x: Tensor, *others: Any, **__: Any) -> int:
+    _mask, inner, matrices, _downs, ups, _scales, _share, for_x = others
+    of_up = of_inner = 2 * inner.numel() * len(ups[0])
     of_down = 2 * inner.numel() * x.shape[-1]
-    of_x = (2 * grad.numel() * matrix.shape[1] + of_down) if for_x else 0
+    of_x = (2 * x.numel() * sum(map(len, matrices)) + of_down) if for_x else 0
     return of_up + of_inner + of_down + of_x
 
 
-def _down_scratch(x: Tensor, _down: Tensor, share: float, _on_cpu: bool) -> int:
-    return x.nbytes if share else 0
+def _down_scratch(x: Tensor, downs: Sequence[Tensor], share: float, _on_cpu: bool) -> int:
+    return (x.nbytes if share else 0) + _stacked_bytes(downs)
 
 
-def _backward_scratch(grad: Tensor, x: Tensor, _mask: Tensor, inner: Tensor, *others: Any) -> int:
+def _backward_scratch(
+    _grads: Any, x: Tensor, _mask: Any, inner: Tensor, _matrices: Any, downs: Any, *others: Any
+) -> int:
     share = others[-2]
-    return inner.nbytes + (x.nbytes if share else 0)
+    return inner.nbytes + (x.nbytes if share else 0) + _stacked_bytes(downs)
+
+
+def _stacked_bytes(downs: Sequence[Tensor]) -> int:
+    return sum(down.nbytes for down in downs) if len(downs) > 1 else 0
 
 
 # Bytes that an operator takes beside its outputs, by operator.
@@ -170,7 +200,7 @@ def _define(
 
 
 _define(
-    "(Tensor x, Tensor down, float share, bool on_cpu) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor[] downs, float share, bool on_cpu) -> (Tensor, Tensor)",
     lora_down,
     _down_meta,
     _down_flops,
@@ -184,8 +214,8 @@ _define(
     None,
 )
 _define(
-    "(Tensor grad, Tensor x, Tensor? mask, Tensor inner, Tensor matrix, Tensor down, Tensor up, "
-    "float scale, float share, bool for_x) -> (Tensor, Tensor, Tensor)",
+    "(Tensor[] grads, Tensor x, Tensor? mask, Tensor inner, Tensor[] matrices, Tensor[] downs, "
+    "Tensor[] ups, float[] scales, float share, bool for_x) -> (Tensor, Tensor, Tensor)",
     lora_backward,
     _backward_meta,
     _backward_flops,

@@ -126,11 +126,10 @@ def build_optimizer(
             f"training.optimizer: {name} does not run on {device}; write adamw, or train on one "
             f"of {', '.join(EIGHT_BIT_DEVICES)}"
         )
-    import bitsandbytes as bnb
-
+    from peft_whisper.training.adam8bit import AdamW8bit
     from peft_whisper.training.split import SplitAdamW8bit
 
-    kind = SplitAdamW8bit if masters.in_place else bnb.optim.AdamW8bit
+    kind = SplitAdamW8bit if masters.in_place else AdamW8bit
     # On the CPU the state is where it would be paged to.
     paged = name == "paged_adamw8bit" and device != "cpu"
     return kind(groups, lr=learning_rate, is_paged=paged)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from bitsandbytes.functional import optimizer_update_8bit_blockwise
 from torch import Tensor
+
+from peft_whisper.training.adam8bit import AdamW8bit
 
 
 def split(exact: Tensor, high: Tensor, low: Tensor) -> None:
@@ -35,7 +36,7 @@ def join(high: Tensor, low: Tensor) -> Tensor:
     return bits.bitwise_left_shift_(16).add_(low).view(torch.float32)
 
 
-class SplitAdamW8bit(bnb.optim.AdamW8bit):
+class SplitAdamW8bit(AdamW8bit):
     """bitsandbytes' AdamW8bit, which also trains bf16 weights of 4,096 elements or more.
 
     One at a time they are stepped as fp32, in 8 bytes an element that are freed at once: bit for

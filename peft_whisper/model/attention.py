@@ -1,0 +1,73 @@
+"""Whisper's attention over whole batches, as training runs it: the same sums, fewer kernels.
+
+The stock forward scales q in a kernel of its own, copies q, k and v into another layout, and
+reads its input three times. Here attention takes views of what the linear layers made, scales its
+scores as it goes, and layers that read one input do it together (lora.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn import functional as F
+from transformers.models.whisper.modeling_whisper import WhisperAttention
+
+from peft_whisper.model.lora import products
+
+if TYPE_CHECKING:
+    from transformers import WhisperForConditionalGeneration
+
+KeyValue = tuple[Tensor, Tensor]  # each (rows, heads, positions, head width)
+
+
+def join_attention(whisper: WhisperForConditionalGeneration) -> None:
+    """Make the layers of `whisper` run their attention as here; weights and names stay."""
+    for layer in (*whisper.model.encoder.layers, *whisper.model.decoder.layers):
+        layer.self_attn.__class__ = Attention
+        if hasattr(layer, "encoder_attn"):
+            layer.encoder_attn.__class__ = Attention
+
+
+class Attention(WhisperAttention):
+    """Asked for what it does not do (a cache, a mask, weights, dropout), it is the stock one."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(rows, t, d_model) -> (rows, t, d_model), of what comes before where `is_causal`.
+
+        `key_value_states`: (rows, positions, d_model) to look at, instead of `hidden_states`.
+        """
+        config: Any = self.config
+        asked = cache is not None or attention_mask is not None or output_attentions
+        if asked or self.dropout or config._attn_implementation != "sdpa":
+            return super().forward(
+                hidden_states, key_value_states, cache, attention_mask, output_attentions, **kwargs
+            )
+        if key_value_states is None:
+            linears = (self.q_proj, self.k_proj, self.v_proj)
+            query, key, value = products(hidden_states, linears)
+        else:
+            query = self.q_proj(hidden_states)
+            key, value = products(key_value_states, (self.k_proj, self.v_proj))
+        kept = heads(self, key), heads(self, value)
+        causal = self.is_causal and hidden_states.shape[1] > 1
+        return self.out_proj(attended(self, heads(self, query), kept, causal)), None
+
+
+def heads(attention: Any, x: Tensor) -> Tensor:
+    """(rows, t, d_model) -> (rows, heads, t, head width), a view."""
+    return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+
+def attended(attention: Any, query: Tensor, kept: KeyValue, causal: bool = False) -> Tensor:
+    """What the queries find: (rows, t, d_model)."""
+    found = F.scaled_dot_product_attention(query, *kept, is_causal=causal, scale=attention.scaling)
+    return found.transpose(1, 2).flatten(2)
