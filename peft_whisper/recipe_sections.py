@@ -235,6 +235,11 @@ class Training(Section):
         pattern=_RECOMPUTE,
         examples=["none", "cheap", "1/3", "2/3", "all", "auto"],
     )
+    compile: bool = Field(
+        False,
+        description="Compile the layers with torch.compile at their first use: minutes of warm-up, "
+        "then fewer passes over memory; for long runs on a card.",
+    )
 
 
 class Evaluation(Section):
