@@ -21,14 +21,21 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     import torch
 
     from peft_whisper.model.adapters import FirstBackwardCheck, attach, train_everything
+    from peft_whisper.model.compiled import compile_layers
     from peft_whisper.model.recompute import recompute
     from peft_whisper.training.loop import Updater
 
     recipe, adapter = session.recipe, session.adapter()
+    compiled = recipe.training.compile
     held = recipe.base
     whisper: Any = session.base.load(held.dtype, held.quantize, accelerator.device)
     torch.manual_seed(recipe.seed)  # LoRA's A matrices are random
-    model = train_everything(whisper) if adapter is None else attach(whisper, adapter)
+    if adapter is None:
+        model: Any = train_everything(whisper)
+    else:
+        model = attach(whisper, adapter, own=not compiled)
     recompute(whisper, recipe.training.recompute)
+    if compiled:
+        compile_layers(whisper)
     check = FirstBackwardCheck(whisper, adapter)
     return Updater(accelerator, model, recipe.training, check, session.first_layer()), model

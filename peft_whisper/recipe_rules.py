@@ -132,6 +132,8 @@ def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             ("training", "recompute"),
             f"expected a share of the layers, at most 1/1; found {'/'.join(share)}",
         )
+    if training.get("compile") is True:
+        yield from _compiled(tree)
     yield from _precision(tree)
 
 
@@ -159,6 +161,23 @@ def _frozen_cache(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
                 "so what the frozen layers gave for one length is of no use for the next; write "
                 f"context.{name}: 0, or remove training.frozen_cache",
             )
+
+
+def _compiled(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
+    """What a compiled layer can't do."""
+    recompute = _section(tree, "training").get("recompute", "none")
+    if recompute != "none":
+        yield (
+            ("training", "compile"),
+            "a compiled layer decides itself what it keeps; write training.recompute: none, or "
+            "training.compile: false",
+        )
+    if _section(tree, "base").get("quantize") is not None:
+        yield (
+            ("training", "compile"),
+            "layers held in 8 or 4 bits are not compiled; remove base.quantize, or write "
+            "training.compile: false",
+        )
 
 
 def _precision(tree: Mapping[str, Any]) -> Iterator[Contradiction]:

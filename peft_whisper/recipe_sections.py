@@ -241,6 +241,11 @@ class Training(Section):
         "once for each clip, before training, and not in its steps. Less time, the same result; "
         "the input's length must not be random.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the layers with torch.compile at their first use: minutes of warm-up, "
+        "then fewer passes over memory; for long runs on a card.",
+    )
 
 
 class Evaluation(Section):

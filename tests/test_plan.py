@@ -23,8 +23,9 @@ from peft_whisper.errors import UserError
 from peft_whisper.memory.cards import CARDS, find_card
 from peft_whisper.planning import jobs
 from peft_whisper.planning.explain import standing
-from peft_whisper.planning.plans import Plan, make_plans
+from peft_whisper.planning.plans import Plan, job_of, make_plans
 from peft_whisper.planning.report import show
+from peft_whisper.recipe import with_training
 from peft_whisper.recipe_yaml import load_recipe
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -188,6 +189,15 @@ def test_a_card_without_bf16_is_said_with_the_way_out(greedy: Plan) -> None:
     assert "NVIDIA T4 has no bf16" in said
     assert "training.precision=fp16" in said
     assert "has no bf16" not in text_of([replace(greedy, recipe=recipe, card=CARDS["a10"])])
+
+
+def test_a_compiled_step_is_traced_as_it_is_without_and_this_is_said(greedy: Plan) -> None:
+    recipe = with_training(greedy.recipe, compile=True)
+    assert "greedy: traced without training.compile" in text_of([replace(greedy, recipe=recipe)])
+    assert "compile" not in text_of([greedy])
+    assert job_of(recipe, greedy.card, greedy.ways, True).key() == (
+        job_of(greedy.recipe, greedy.card, greedy.ways, True).key()
+    )
 
 
 @pytest.mark.parametrize(

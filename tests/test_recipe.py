@@ -107,6 +107,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "max_grad_norm": "0.5",
         "recompute": "2/3",
         "frozen_cache": "none",
+        "compile": "false",
     },
     "evaluation": {
         "every": "20",
@@ -499,6 +500,11 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
             [*CACHED, "context={jitter_positions: 0}"],
             r"training.frozen_cache: context.full_share \(0.12\) pads a clip to another length",
         ),
+        (
+            ["training.recompute=cheap", "training.compile=true"],
+            "training.compile: .*write training.recompute: none",
+        ),
+        (["base.quantize=nf4", "training.compile=true"], "training.compile: .*base.quantize"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
@@ -863,6 +869,9 @@ def test_every_key_changes_the_hash(tmp_path):
             overrides = ["adapter={method: none}", "base.quantize=null", "seed=7"]
         elif path == ("training", "precision"):
             overrides = ["training.precision=fp32", "base.dtype=float32"]
+        elif path == ("training", "compile"):
+            plain = ["training.recompute=none", "base.quantize=null"]
+            overrides = ["training.compile=true", *plain]
         else:
             parent[path[-1]] = another(KEYS[path], parent[path[-1]])
         after = recipe_hash(loaded(tmp_path, text_of(tree), *overrides))

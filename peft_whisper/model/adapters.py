@@ -76,9 +76,13 @@ class Adapter:
         return rf"model\.({'|'.join(parts)})\.({kinds})"
 
 
-def attach(model: WhisperForConditionalGeneration, adapter: Adapter) -> PeftModel:
+def attach(
+    model: WhisperForConditionalGeneration, adapter: Adapter, *, own: bool = True
+) -> PeftModel:
     """Wrap `model` with freshly initialised LoRA; its trainable weights are fp32.
 
+    With `own`, its layers run as the operators of model/lora.py, else as peft's modules, which
+    torch.compile can follow.
     task_type stays unset: SEQ_2_SEQ_LM would make peft's forward ask for input_ids (peft#1988).
     """
     import torch
@@ -92,7 +96,8 @@ def attach(model: WhisperForConditionalGeneration, adapter: Adapter) -> PeftMode
         lora_dropout=adapter.dropout,
         target_modules=adapter.pattern(),
     )
-    config._register_custom_module({torch.nn.Linear: Linear})
+    if own:
+        config._register_custom_module({torch.nn.Linear: Linear})
     with quiet_transformers():
         wrapped = get_peft_model(model, config)
     expected = expected_parameters(model, adapter)

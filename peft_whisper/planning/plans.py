@@ -16,6 +16,7 @@ from peft_whisper.recipe_sections import MAX_TOKENS
 SECONDS = SAMPLES_PER_POSITION / SAMPLE_RATE  # of one encoder position
 PREFIX = 4  # tokens before the first word: start, language, task, no timestamps
 VERDICTS = ("fits", "tight", "too large")  # from the best to the worst
+UNCOMPILED = "Traced without training.compile, whose graphs keep other things"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from peft_whisper.data.mel import FULL_POSITIONS
 from peft_whisper.errors import NoRoomError
 from peft_whisper.memory.cards import GIB, Card, this_card
 from peft_whisper.planning.jobs import Shape, ask
-from peft_whisper.planning.plans import Plan, job_of, ways_of
+from peft_whisper.planning.plans import UNCOMPILED, Plan, job_of, ways_of
 from peft_whisper.recipe_sections import MAX_TOKENS
 from peft_whisper.session import Session
 
@@ -131,7 +131,7 @@ def _sentence(plan: Plan, card: Card) -> str:
     said += f"{card.usable / GIB:.1f} GiB usable: {plan.verdict}"
     if plan.recipe.training.recompute == "auto":
         said += f"; training.recompute: {chosen}"
-    return said
+    return said + (f". {UNCOMPILED}" if plan.recipe.training.compile else "")
 
 
 def _refusal(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peft_whisper.memory.cards import CONTEXT, GIB, Card
-from peft_whisper.planning.plans import SECONDS, VERDICTS, Plan
+from peft_whisper.planning.plans import SECONDS, UNCOMPILED, VERDICTS, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -161,6 +161,8 @@ def _remarks(plan: Plan) -> Iterator[Text]:
     if plan.lacks_bf16:
         yield _said(f"* {plan.recipe.name}: {plan.card.title} has no bf16. Write", "yellow")
         yield Text(f"    {FP16[plan.recipe.adapter.method]}")
+    if plan.recipe.training.compile:
+        yield _said(f"{plan.recipe.name}: {UNCOMPILED[0].lower()}{UNCOMPILED[1:]}.")
     full = plan.recipe.context.full_share
     if len(plan.ways) > 1 and plan.found["way"] == len(plan.ways) - 1:
         yield _said(

@@ -22,7 +22,7 @@ from peft_whisper.model.adapters import merged
 from peft_whisper.model.encoder import whisper_of
 from peft_whisper.model.lora_ops import SCRATCH
 from peft_whisper.model.recompute import recompute
-from peft_whisper.recipe import on_card
+from peft_whisper.recipe import on_card, with_training
 from peft_whisper.scoring.search import Truth
 from peft_whisper.session import Session
 
@@ -78,7 +78,8 @@ class TrainingTrace:
     """
 
     def __init__(self, recipe: Recipe, base: Blueprint | Base, device: str, record: bool = True):
-        recipe = on_card(recipe, device)
+        # Graphs can't be traced; the step without them is.
+        recipe = with_training(on_card(recipe, device), compile=False)
         self.device, self.record = device, record
         self.recorder = Recorder(device, SCRATCH)
         self.session = session_of(recipe, base)
