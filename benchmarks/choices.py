@@ -27,12 +27,9 @@ from peft_whisper.terminal import Terminal, progress
 
 RESULTS = Path(__file__).parent / "results"
 STILL = ("context.jitter_positions=0", "context.full_share=0")  # as training.frozen_cache needs it
-SHORT = ("context.jitter_positions=0", "context.minimum_positions=1")  # the margin alone decides
+SHORT = (*STILL, "context.minimum_positions=1")  # the margin alone decides
 CHOICES = {
-    "margin": [
-        (f"context.margin_positions={margin}", *SHORT, "context.full_share=0.1")
-        for margin in (8, 32, 64, 128)
-    ],
+    "margin": [(f"context.margin_positions={margin}", *SHORT) for margin in (8, 32, 64, 128)],
     "share": [(f"context.full_share={share}",) for share in (0, 0.1, 0.25)],
     "layers": [(f"adapter.encoder_layers={layers}", *STILL) for layers in ("all", "top 2", "none")],
 }
