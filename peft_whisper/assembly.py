@@ -21,6 +21,7 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     import torch
 
     from peft_whisper.model.adapters import FirstBackwardCheck, attach, train_everything
+    from peft_whisper.model.attention import join_attention
     from peft_whisper.model.compiled import compile_layers
     from peft_whisper.model.recompute import recompute
     from peft_whisper.training.loop import Updater
@@ -37,5 +38,7 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     recompute(whisper, recipe.training.recompute)
     if compiled:
         compile_layers(whisper)
+    else:
+        join_attention(whisper)
     check = FirstBackwardCheck(whisper, adapter)
     return Updater(accelerator, model, recipe.training, check, session.first_layer()), model

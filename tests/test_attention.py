@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from peft_whisper.model.adapters import MODULES, Adapter, attach, merged, trainable
-from peft_whisper.model.attention import Attention
+from peft_whisper.model.attention import Attention, join_attention
 from peft_whisper.model.encoder import TokenLoss, decode, whisper_of
 from peft_whisper.model.lora import Linear, products
 from peft_whisper.model.lora_ops import lora
@@ -57,6 +57,7 @@ def test_loss_and_gradients_are_those_of_transformers_and_peft(
     ours = filled(attach(whispers.model(whispers.config()), adapter))
     assert trainable(ours).keys() == trainable(theirs).keys()
     expected = gradients(stock_loss(theirs, *batch()), theirs)
+    join_attention(whisper_of(ours))
     found = gradients(TokenLoss(ours)(*batch()), ours)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -119,7 +120,7 @@ def test_a_group_is_its_layers_under_one_mask(adapted: str, dropout: float) -> N
 def test_a_group_on_quantised_bases(kind: str) -> None:
     linears, x = projections(0.3, "qv", kind), torch.randn(2, 5, 64)
     for one, other in zip(swept(linears, x, products), swept(linears, x, by_hand), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+        assert (one - other).norm() < 1e-3 * other.norm()
 
 
 def test_a_group_under_autocast() -> None:
@@ -165,6 +166,7 @@ def test_a_merged_adapter_is_used_as_merged() -> None:
             Adapter(4, 8, 0.0, range(2), range(2), tuple(MODULES)),
         )
     )
+    join_attention(whisper_of(model))
     loss = TokenLoss(model.eval())
     with torch.no_grad():
         beside = loss(*batch())
@@ -180,7 +182,7 @@ def test_asked_for_more_attention_is_the_stock_one(asked: dict[str, Any]) -> Non
     if "attention_mask" in asked:
         asked = {"attention_mask": torch.rand(2, 1, 5, 5) > 0.3}
     stock = attention(x, **asked)
-    TokenLoss(whisper)
+    join_attention(whisper)
     assert type(attention) is Attention and isinstance(attention, WhisperAttention)
     for one, other in zip(attention(x, **asked), stock, strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
@@ -195,5 +197,5 @@ def test_whole_transcripts_decode_as_in_the_stock_decoder(tokens: int) -> None:
             input_ids=ids, encoder_hidden_states=heard, use_cache=False
         ).last_hidden_state
         assert torch.equal(decode(whisper.model.decoder, ids, heard), stock)
-        TokenLoss(whisper)
+        join_attention(whisper)
         torch.testing.assert_close(decode(whisper_of(whisper).model.decoder, ids, heard), stock)

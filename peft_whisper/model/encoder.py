@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from peft_whisper.model.attention import join_attention
 from peft_whisper.model.loss import summed_cross_entropy
 
 if TYPE_CHECKING:
@@ -94,7 +93,6 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module, first: int | None = None):
         super().__init__()
         self.model, self.first = model, first
-        join_attention(whisper_of(model))
 
     def forward(
         self, sound: Tensor, decoder_input_ids: Tensor, index: Tensor, targets: Tensor
