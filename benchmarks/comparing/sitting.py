@@ -1,0 +1,126 @@
+"""A sitting: makes what is missing of a comparison, run by run, and says how long it will take."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from comparing.measures import general, measured
+from comparing.planned import Run
+from comparing.processes import FINISHED, Ending, clear, launched
+from comparing.results import Facts, make_result, write_result
+from rich.console import Console
+
+LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)
+
+
+@dataclass(frozen=True)
+class General:
+    """Speech that no recipe trains on, for what a run forgets: a manifest and its hash."""
+
+    manifest: Path
+    fingerprint: str
+
+
+def missing(runs: Sequence[Run], results: Mapping[str, Facts], speech: General | None) -> list[Run]:
+    """Runs without a result, and finished ones that have not heard the general speech yet."""
+    return [run for run in runs if run.key not in results or _unheard(results[run.key], speech)]
+
+
+def _unheard(result: Facts, speech: General | None) -> bool:
+    if speech is None or result["outcome"] != FINISHED or result["rival"]:
+        return False
+    return (result["general"] or {}).get("fingerprint") != speech.fingerprint
+
+
+def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
+    """Seconds that `runs` will take by what kept ones of their recipe, or of any, took."""
+    took: dict[str, list[float]] = {}
+    for one in results.values():
+        if one["outcome"] == FINISHED and one["wall_s"]:
+            took.setdefault(one["method"], []).append(one["wall_s"])
+    if not took:
+        return None
+    usual = mean(mean(times) for times in took.values())
+    return sum(mean(took.get(run.method, [usual])) for run in runs if run.key not in results)
+
+
+def clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left unknown until a run is done"
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left"
+
+
+def sit(
+    runs: Sequence[Run],
+    results: dict[str, Facts],
+    into: Path,
+    speech: General | None,
+    console: Console,
+) -> None:
+    """Make what is missing of `runs`; each result is added to `results` and written to `into`."""
+    todo = missing(runs, results, speech)
+    for number, run in enumerate(todo, start=1):
+        left = clock(left_s(todo[number - 1 :], results))
+        console.print(f"[{number}/{len(todo)}] {run.title}; {left}; output: {log_of(run)}")
+        if run.key not in results:
+            results[run.key] = train(run, console)
+            write_result(into, results[run.key])
+        result = results[run.key]
+        if speech is not None and _unheard(result, speech):
+            result["general"] = hear(run, speech)
+            write_result(into, result)
+        console.print(f"    {said(result)}")
+
+
+def log_of(run: Run) -> Path:
+    return run.folder.with_name(f"{run.name}.log")
+
+
+def train(run: Run, console: Console) -> Facts:
+    """Train and score in a process of its own; one that is there already is read instead."""
+    clear(run.folder, console)
+    end = LEFT_BEHIND
+    if not run.folder.exists():
+        own = (f"name={run.name}", f"output={run.folder.parent.as_posix()}", "track=")
+        end = launched("peft_whisper.train", (str(run.file), *run.overrides, *own), log_of(run))
+    found = measured(run.folder) if end.outcome == FINISHED else None
+    return make_result(run, end, found)
+
+
+def hear(run: Run, speech: General) -> Facts:
+    """Decode general speech with base and tuned model; what failed is kept with its last words."""
+    about = {"speech": speech.manifest.as_posix(), "fingerprint": speech.fingerprint}
+    if not run.folder.is_dir():
+        return about | {"failed": [f"{run.folder.as_posix()} is gone"]}
+    into = run.folder / f"general-{speech.fingerprint[:8]}"
+    if not (into / "metrics.json").exists():
+        shutil.rmtree(into, ignore_errors=True)
+        whole = ("data.test.limit=", "data.test.columns.audio=audio", "data.test.columns.text=text")
+        changes = (f"data.test.manifest={speech.manifest}", *whole, "--into", str(into))
+        log = run.folder.with_name(f"{run.name}-general.log")
+        end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
+        if end.outcome != FINISHED:
+            return about | {"failed": list(end.said)}
+    return general(into, speech.manifest.as_posix(), speech.fingerprint)
+
+
+def said(result: Facts) -> str:
+    """How a run went, in a line."""
+    if result["outcome"] != FINISHED:
+        last: Any = result["said"][-1] if result["said"] else "it said nothing"
+        return f"{result['outcome']} (exit {result['exit']}): {last}"
+    tuned = result["measured"]["scores"]["tuned"]
+    line = f"finished: WER {100 * tuned['wer']:.1f} %"
+    if result["wall_s"]:
+        line += f" after {result['wall_s'] / 60:.1f} min"
+    heard = result["general"]
+    if heard and "failed" in heard:
+        line += f"; general speech failed: {heard['failed'][-1]}"
+    return line
