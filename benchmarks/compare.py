@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import signal
+from math import inf
 from pathlib import Path
 
 from comparing.methods import make_methods
@@ -49,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seeds", type=int, default=1, help="runs of each (default: %(default)s)")
     budget = made.add_mutually_exclusive_group()
     budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
+    budget.add_argument(
+        "--minutes", type=float, help="of training in every run, evaluation left out"
+    )
+    made.add_argument(
+        "--rival",
+        action="store_true",
+        help="each recipe also by Seq2SeqTrainer and PEFT, as a rival",
+    )
     made.add_argument("--card", help="also trace what each recipe takes of this card, e.g. a10")
     made.add_argument(
         "--general",
@@ -72,8 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("seeds", "updates"):
         if (count := getattr(args, name)) is not None and count < 1:
             raise RecipeError(f"--{name}: found {count}, expected 1 or more")
+    if args.minutes is not None and not 0 < args.minutes < inf:
+        raise RecipeError(f"--minutes: found {args.minutes:g}, expected more than 0")
     card = find_card(args.card) if args.card else None
-    runs = plan_runs(args.recipes, args.seeds, Budget(args.updates))
+    if args.rival and args.minutes:
+        raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
+    budget = Budget(args.updates, args.minutes)
+    runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
     speech = general_speech(args.general, runs)
     into = args.into or RESULTS / machine_name() / "compare"
     console = Terminal()

@@ -80,10 +80,11 @@ def _time_to(record: Record, update: int) -> float:
 
 
 def _curve(record: Record) -> list[Facts]:
-    """Validations by update, with the training loss since the one before (None for the first)."""
-    rows, losses = [], []
+    """Validations by update, with the training loss since the one before or None."""
+    rows: list[Facts] = []
+    losses: list[float] = []
     for event in record.events:
-        if event["event"] == "train":
+        if event["event"] == "train" and event["loss"] is not None:  # a rival's is not recorded
             losses.append(event["loss"])
         elif event["event"] == "validation":
             row = {name: event[name] for name in ("update", "wer", "mer")}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from rich.console import Console
 
@@ -20,7 +20,7 @@ from peft_whisper.errors import DataError, NoRoomError, RecipeError, StateError
 FINISHED, NO_ROOM, STOPPED, CRASHED = "finished", "out of memory", "stopped", "crashed"
 SAID = 12  # last lines that are kept of a run that did not finish
 LAUNCH = (
-    *("accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
+    *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "-m"),
 )
 REFUSED = (RecipeError.exit_code, DataError.exit_code, StateError.exit_code)
@@ -46,14 +46,16 @@ def launched(module: str, arguments: Sequence[str], log: Path) -> Ending:
     return ran((*LAUNCH, module, *arguments), log)
 
 
-def ran(module: Sequence[str], log: Path) -> Ending:
-    """Run `python -m` with `module` and its arguments; if this process is ended, so is that one."""
+def ran(command: Sequence[str], log: Path) -> Ending:
+    """Run `python` with a command's arguments; if this process is ended, so is that one."""
     log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with log.open("wb") as out:
+    with log.open("ab") as out:
+        _hold(out)
+        out.truncate(0)
         # A session of its own, so that all that it starts can be ended together.
         process = subprocess.Popen(
-            [sys.executable, "-m", *module],
+            [sys.executable, *command],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -91,24 +93,27 @@ def _plain(line: str) -> str:
     return _FOLDERS.sub("", _UNSEEN.sub("", line.rpartition("\r")[2])).rstrip()
 
 
-def clear(folder: Path, console: Console) -> None:
-    """Make way for a run: wait for one that was left behind, then drop what did not finish."""
-    _wait(folder.with_name(f".{folder.name}.lock"), folder, console)
-    if folder.exists() and not (folder / "metrics.json").exists():
-        shutil.rmtree(folder)
+def wait_for(log: Path, console: Console) -> None:
+    """Wait for a process that still writes to `log`: a comparison killed outright leaves it behind.
+
+    Whatever it starts has the file as its output, and with it the lock.
+    """
+    if not log.exists():
+        return
+    with log.open("rb") as held:
+        if not _hold(held, wait=False):
+            console.print(f"a run that was left behind is still writing to {log}: waiting for it")
+            _hold(held)
 
 
-def _wait(lock: Path, folder: Path, console: Console) -> None:
-    """A comparison that was killed outright leaves its run behind, which still counts."""
+def _hold(file: IO[bytes], wait: bool = True) -> bool:
+    """Lock an open file for every process that inherits it; False where another has it."""
     try:
         import fcntl
-    except ImportError:  # Windows: nothing tells
-        return
-    if not lock.exists():
-        return
-    with lock.open("rb") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"a run that was left behind is still writing to {folder}: waiting")
-            fcntl.flock(held, fcntl.LOCK_EX)
+    except ImportError:  # Windows: nothing tells who is left
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from typing import Any
 
 from comparing.measures import general, measured
 from comparing.planned import Run
-from comparing.processes import FINISHED, Ending, clear, launched
+from comparing.processes import FINISHED, Ending, launched, ran, wait_for
 from comparing.results import Facts, make_result, write_result
 from rich.console import Console
 
-LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)
+PACE = Path(__file__).parent.parent / "pace.py"
+RIVAL = Path(__file__).parent.parent / "rivals" / "compared.py"
+TIMED_SHARE = 0.1  # of the budget's minutes, to learn how long an update takes
+LAST = "README.md"  # the last file that a command writes of a run
+LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)  # by a comparison that was killed
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def sit(
             write_result(into, results[run.key])
         result = results[run.key]
         if speech is not None and _unheard(result, speech):
-            result["general"] = hear(run, speech)
+            result["general"] = hear(run, speech, console)
             write_result(into, result)
         console.print(f"    {said(result)}")
 
@@ -85,26 +90,61 @@ def log_of(run: Run) -> Path:
 
 def train(run: Run, console: Console) -> Facts:
     """Train and score in a process of its own; one that is there already is read instead."""
-    clear(run.folder, console)
-    end = LEFT_BEHIND
-    if not run.folder.exists():
-        own = (f"name={run.name}", f"output={run.folder.parent.as_posix()}", "track=")
-        end = launched("peft_whisper.train", (str(run.file), *run.overrides, *own), log_of(run))
+    wait_for(log_of(run), console)
+    end = LEFT_BEHIND if (run.folder / LAST).exists() else started(run, console)
     found = measured(run.folder) if end.outcome == FINISHED else None
     return make_result(run, end, found)
 
 
-def hear(run: Run, speech: General) -> Facts:
+def started(run: Run, console: Console) -> Ending:
+    """Begin a run anew, with the updates that its budget allows, and wait until it ends."""
+    shutil.rmtree(run.folder, ignore_errors=True)  # of a run that was ended
+    timed = time_updates(run, console)
+    if timed.outcome != FINISHED:
+        return timed
+    own = (f"name={run.name}", f"output={run.folder.parent.as_posix()}", "track=")
+    arguments = (str(run.file), *run.overrides, *budgeted(run), *own)
+    if run.rival:
+        return ran((str(RIVAL), *arguments), log_of(run))
+    return launched("peft_whisper.train", arguments, log_of(run))
+
+
+def pace_of(run: Run) -> Path:
+    """Where the time of an update is kept, for every seed."""
+    return run.folder.with_name(f"pace-{run.method}.json")
+
+
+def time_updates(run: Run, console: Console) -> Ending:
+    """Where the budget is minutes: measure an update, unless an earlier run of the recipe did."""
+    minutes, kept = run.budget.minutes, pace_of(run)
+    log = kept.with_suffix(".log")
+    wait_for(log, console)
+    if minutes is None or kept.exists():
+        return LEFT_BEHIND
+    seconds = f"{60 * TIMED_SHARE * minutes:g}"
+    arguments = (str(run.file), *run.overrides, "--seconds", seconds, "--into", str(kept))
+    return ran((str(PACE), *arguments), log)
+
+
+def budgeted(run: Run) -> tuple[str, ...]:
+    """As many updates as the minutes of the budget allow; nothing to change without."""
+    if run.budget.minutes is None:
+        return ()
+    update_s = json.loads(pace_of(run).read_text(encoding="utf-8"))["update_s"]
+    return (f"training.updates={max(1, int(60 * run.budget.minutes / update_s))}",)
+
+
+def hear(run: Run, speech: General, console: Console) -> Facts:
     """Decode general speech with base and tuned model; what failed is kept with its last words."""
     about = {"speech": speech.manifest.as_posix(), "fingerprint": speech.fingerprint}
     if not run.folder.is_dir():
         return about | {"failed": [f"{run.folder.as_posix()} is gone"]}
     into = run.folder / f"general-{speech.fingerprint[:8]}"
-    if not (into / "metrics.json").exists():
-        shutil.rmtree(into, ignore_errors=True)
+    log = run.folder.with_name(f"{run.name}-general.log")
+    wait_for(log, console)
+    if not into.exists():  # it appears whole
         whole = ("data.test.limit=", "data.test.columns.audio=audio", "data.test.columns.text=text")
         changes = (f"data.test.manifest={speech.manifest}", *whole, "--into", str(into))
-        log = run.folder.with_name(f"{run.name}-general.log")
         end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
         if end.outcome != FINISHED:
             return about | {"failed": list(end.said)}
