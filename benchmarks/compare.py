@@ -5,8 +5,8 @@
 Every recipe is trained with every seed, each run in a process of its own, on the same clips, with
 the same budget, and scored on the same rows. A run that ends badly is a result too. Each is kept
 as one JSON file, so a call that was ended at any point goes on where it was; to make a run again,
-delete its file. A sweep file (`recipe: FILE`, then `key.sub: [values]`) stands for all of its
-combinations.
+delete its file and its folder in outputs/compare. A sweep file (`recipe: FILE`, then
+`key.sub: [values]`) stands for all of its combinations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from comparing.tracing import trace
 from rich.console import Console
 
 from peft_whisper.environment import machine_name
-from peft_whisper.errors import RecipeError, run
+from peft_whisper.errors import RecipeError, StateError, run
 from peft_whisper.memory.cards import find_card
 from peft_whisper.run_folder import lock
 from peft_whisper.terminal import Terminal
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         show_plan(runs, kept.results, speech, console)
         return 0
-    lock(Path(OUTPUT))
+    alone()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress as well
     sit(runs, kept.results, into, speech, console)
     if card is not None:
@@ -108,6 +108,14 @@ def main(argv: list[str] | None = None) -> int:
     write_readme(into, methods, card, left_out)
     console.print(f"page: {write_page(into, methods, card, left_out)}")
     return 0
+
+
+def alone() -> None:
+    """Raise StateError where another comparison is at work: it would be timed with this one."""
+    try:
+        lock(Path(OUTPUT))
+    except StateError as error:
+        raise StateError(f"another comparison is running here ({OUTPUT}): wait for it") from error
 
 
 def general_speech(named: Path | None, runs: list[Run]) -> General | None:

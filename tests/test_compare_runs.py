@@ -95,7 +95,7 @@ def check(result: dict, place: Path) -> None:
     measured = result["measured"]
     assert measured["scores"]["tuned"]["wer"] == metrics["tuned"]["wer"]
     assert measured["training"] == metrics["training"]
-    assert measured["clips_heard"] == 16
+    assert measured["clips_heard"] in (12, 16)  # updates of 8, and one of the 4 that are left
     clips = measured["clips"]
     assert sum(clips["tuned"]["errors"]) / sum(clips["words"]) == metrics["tuned"]["wer"]
     assert [row["update"] for row in measured["curve"]] == [0, 2]

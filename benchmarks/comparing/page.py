@@ -174,14 +174,14 @@ def _pairs(done: Sequence[Method]) -> str:
 
 
 def _failed(methods: Sequence[Method]) -> str:
-    """The runs that did not finish, each with the last it said."""
-    lines = failures(methods)
+    """What did not finish, and the last that each such run said."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in failures(methods))
     if not lines:
         return ""
-    runs = [one for method in methods for one in method.failed]
-    shown = (
-        f"<details><summary>{escape(line)}</summary><pre>{escape(chr(10).join(one['said']))}</pre>"
-        "</details>"
-        for line, one in zip(lines, runs, strict=True)
+    words = (
+        f"<details><summary>the last words of {escape(one['label'])}, seed {one['seed']}</summary>"
+        f"<pre>{escape(chr(10).join(one['said']))}</pre></details>"
+        for method in methods
+        for one in method.failed
     )
-    return section("Runs that did not finish", *shown)
+    return section("What did not finish", f"<ul>{lines}</ul>", *words)

@@ -126,7 +126,8 @@ def comparable(results: Sequence[Facts], runs: Sequence[Run]) -> tuple[list[Fact
         if one["outcome"] == FINISHED and differing:
             said.append(
                 f"{one['label']}, seed {one['seed']} ({one['key']}.json) is not comparable with "
-                f"{newest['label']}: {'; '.join(differing)}. Delete its result to make it anew"
+                f"{newest['label']}: {'; '.join(differing)}. To make it anew, delete this file "
+                f"and {one['run']}"
             )
         else:
             shown.append(one)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comparing.methods import Method, against_best
+from comparing.processes import FINISHED
 from comparing.statistics import Estimate
 from rich.console import Console
 from rich.table import Table
@@ -104,13 +105,16 @@ def base_line(methods: Sequence[Method]) -> str | None:
 
 
 def failures(methods: Sequence[Method]) -> list[str]:
-    """A sentence for each run that did not finish."""
-    return [
-        f"{one['label']}, seed {one['seed']}: {one['outcome']} (exit {one['exit']})"
-        + (f": {one['said'][-1]}" if one["said"] else "")
-        for method in methods
-        for one in method.failed
-    ]
+    """A sentence for each run that did not finish, or whose general speech was not decoded."""
+    said = []
+    for one in (run for method in methods for run in method.runs):
+        title, heard = f"{one['label']}, seed {one['seed']}", one["general"] or {}
+        if one["outcome"] != FINISHED:
+            last = f": {one['said'][-1]}" if one["said"] else ""
+            said.append(f"{title}: {one['outcome']} (exit {one['exit']}){last}")
+        elif "failed" in heard:
+            said.append(f"{title}: general speech was not decoded: {heard['failed'][-1]}")
+    return said
 
 
 def show(
@@ -169,12 +173,13 @@ def about(methods: Sequence[Method]) -> list[str]:
     test, note = first["data"]["test"], done[0]["recipe"]["data"].get("note")
     speech = f"{test['clips']} clips, {test['hours']:.2f} h" + (f", {note}" if note else "")
     names = ("peft_whisper", "torch", "peft")
-    named = [(name, first["versions"][name]) for name in names if name in first["versions"]]
+    made = (one["measured"]["versions"] for one in done)
+    made_with = (", ".join(f"{name} {one[name]}" for name in names if name in one) for one in made)
     machines = [one["measured"]["machine"] for one in done]
     places = (m["gpu"]["name"] if m["gpu"] else f"{m['cpu']}, {m['cores']} cores" for m in machines)
     return [
         f"Budget of each run: {', '.join(spent)}.",
         f"Test: {speech}.",
         f"Machine: {'; '.join(dict.fromkeys(places))}.",
-        f"Made with {', '.join(f'{name} {version}' for name, version in named)}.",
+        f"Made with {'; '.join(dict.fromkeys(made_with))}.",
     ]
