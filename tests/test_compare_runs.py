@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,16 @@ from pathlib import Path
 import compare
 import pytest
 import soundfile
-from comparing.processes import launched
-from comparing.results import read_kept
+import whispers
+from comparing.measures import measured
+from comparing.methods import make_methods
+from comparing.page import write_page
+from comparing.planned import Budget, plan_runs
+from comparing.processes import launched, ran
+from comparing.results import make_result, read_kept, write_result
+from comparing.sitting import RIVAL, budgeted, pace_of, time_updates
+from comparing.table import show
+from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
 
 SHORT = ("training.updates=2", "evaluation.max_tokens=4", "evaluation.bootstrap=20")
@@ -70,11 +79,11 @@ def test_killed_twice_it_goes_on_with_nothing_lost_or_run_twice(place: Path) -> 
     killed.communicate()
     asked = start(place, "--seeds", "2")
     until(lambda: list(runs.glob("tiny-s2-*/log.jsonl")))
-    (first,) = results.glob("*.json")
+    (first,) = results.glob("[!.]*.json")
     before = first.stat().st_mtime_ns
     asked.send_signal(signal.SIGTERM)
     assert "is still writing to" in end(asked, expect=130)
-    assert list(results.glob("*.json")) == [first]
+    assert list(results.glob("[!.]*.json")) == [first]
     said = end(start(place, "--seeds", "2"), expect=0)
     assert "[1/1] tiny, seed 2" in said
     assert first.stat().st_mtime_ns == before
@@ -121,6 +130,46 @@ def test_a_run_that_stops_is_a_result_and_is_not_made_again(
         assert "tiny, seed 1: stopped (exit 3)" in Path("stopped", name).read_text(encoding="utf-8")
     assert compare.main([*arguments, "--dry-run"]) == 0
     assert "0 of 1 to do" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory) -> Path:
+    """The tiny place on a base that knows English alone, as the rival's `generate` needs here."""
+    folder = make_place(tmp_path_factory.mktemp("english"))
+    shutil.rmtree(folder / "base")
+    whispers.save_base(folder / "base", ".en", 80)
+    return folder
+
+
+def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(english)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    found = ran((str(RIVAL), "tiny.yaml", *SHORT, "output=runs", "name=rival"), Path("rival.log"))
+    assert found.outcome == "finished", found.said
+    run, ours = plan_runs(["tiny.yaml", *SHORT], 1, Budget(), rival=True)[::-1]
+    assert (run.rival, ours.rival) == (True, False)
+    assert run.key != ours.key
+    write_result(Path("results"), make_result(run, found, measured(Path("runs/rival"))))
+    kept = read_kept(Path("results"))
+    assert kept.problems == ()
+    (method,) = make_methods(list(kept.results.values()), [])
+    assert method.wer.value == kept.results[run.key]["measured"]["scores"]["tuned"]["wer"]
+    show([method], None, [], Console(width=80))
+    assert "rival" in capsys.readouterr().out
+    assert write_page(Path("results"), [method], None, []).is_file()
+
+
+def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, monkeypatch) -> None:
+    monkeypatch.chdir(english)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (run,) = plan_runs(["tiny.yaml", *SHORT], 1, Budget(minutes=0.01))
+    assert time_updates(run, Console(quiet=True)).outcome == "finished"
+    timed = json.loads(pace_of(run).read_text(encoding="utf-8"))
+    assert timed["updates"] >= 3
+    assert budgeted(run) == (f"training.updates={max(1, int(0.6 / timed['update_s']))}",)
+    before = pace_of(run).stat().st_mtime_ns
+    assert time_updates(run, Console(quiet=True)).outcome == "finished"  # known already
+    assert pace_of(run).stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize(

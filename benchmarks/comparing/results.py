@@ -44,7 +44,7 @@ def read_kept(folder: Path) -> Kept:
     """Every result in `folder`; what is half-written or foreign is named, and left as it is."""
     results: dict[str, Facts] = {}
     problems = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):  # what a killed write leaves begins with a dot
         found, problem = _read(path)
         if problem:
             problems.append(f"{path}: {problem}; it is not counted, delete it or put it right")

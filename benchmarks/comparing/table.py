@@ -63,6 +63,7 @@ def cells(method: Method, card: Card | None) -> dict[str, str]:
         "clips/s": number(method.mean_of("training", "clips_per_s"), 2),
         "audio s/s": number(method.mean_of("training", "audio_s_per_s")),
         "to best, min": number(None if best_s is None else best_s / 60),
+        "clips heard": number(method.mean_of("clips_heard"), 0),
         "forgetting": rate(method.forgotten, signed=True),
         "MER": rate(method.mer),
         "CER": rate(method.cer),
