@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -41,10 +42,14 @@ summary { cursor: pointer; color: var(--faint) }
 """
 
 
-def document(title: str, *body: str, style: str = "") -> str:
-    """A whole page; `style` is added to the common one."""
-    # no script at all, and nothing that could call out: the page is safe to pass on
+def document(title: str, *body: str, style: str = "", script: str = "") -> str:
+    """A whole page; `style` is added to the common one, `script` runs when all of it is there."""
+    # nothing that could call out, and no script but the one given: the page is safe to pass on
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
+    if script:
+        digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+        policy += f"; script-src 'sha256-{digest}'"
+        body = (*body, f"<script>{script}</script>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -1,0 +1,150 @@
+"""What each recipe costs, and what it gives: one table, from runs on the same speech.
+
+    python benchmarks/compare.py recipes/demo_cpu.yaml sweep.yaml --seeds 3 --updates 40
+
+Every recipe is trained with every seed, each run in a process of its own, on the same clips, with
+the same budget, and scored on the same rows. A run that ends badly is a result too. Each is kept
+as one JSON file, so a call that was ended at any point goes on where it was; to make a run again,
+delete its file and its folder in outputs/compare. A sweep file (`recipe: FILE`, then
+`key.sub: [values]`) stands for all of its combinations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+from math import inf
+from pathlib import Path
+
+from comparing.methods import make_methods
+from comparing.page import write_page
+from comparing.planned import OUTPUT, Budget, Run, plan_runs
+from comparing.results import Facts, comparable, read_kept
+from comparing.sitting import General, clock, left_s, missing, sit
+from comparing.table import show, write_readme
+from comparing.tracing import trace
+from rich.console import Console
+
+from peft_whisper.environment import machine_name
+from peft_whisper.errors import RecipeError, StateError, run
+from peft_whisper.memory.cards import find_card
+from peft_whisper.run_folder import lock
+from peft_whisper.terminal import Terminal
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="benchmarks/compare.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "recipes",
+        nargs="+",
+        metavar="RECIPE",
+        help="recipes and sweep files, and key.sub=value: changes to all",
+    )
+    made.add_argument("--seeds", type=int, default=1, help="runs of each (default: %(default)s)")
+    budget = made.add_mutually_exclusive_group()
+    budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
+    budget.add_argument(
+        "--minutes", type=float, help="of training in every run, evaluation left out"
+    )
+    made.add_argument(
+        "--rival",
+        action="store_true",
+        help="each recipe also by Seq2SeqTrainer and PEFT, as a rival",
+    )
+    made.add_argument("--card", help="also trace what each recipe takes of this card, e.g. a10")
+    made.add_argument(
+        "--general",
+        type=Path,
+        metavar="MANIFEST",
+        help="speech that no recipe trains on, to see what is forgotten (default: clean_NAME "
+        "beside the test manifest NAME, where it is)",
+    )
+    made.add_argument(
+        "--into",
+        type=Path,
+        help="folder of the results (default: benchmarks/results/MACHINE/compare)",
+    )
+    made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make what is missing, then the table, the README and the page; returns the exit code."""
+    args = parser().parse_intermixed_args(argv)
+    for name in ("seeds", "updates"):
+        if (count := getattr(args, name)) is not None and count < 1:
+            raise RecipeError(f"--{name}: found {count}, expected 1 or more")
+    if args.minutes is not None and not 0 < args.minutes < inf:
+        raise RecipeError(f"--minutes: found {args.minutes:g}, expected more than 0")
+    card = find_card(args.card) if args.card else None
+    if args.rival and args.minutes:
+        raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
+    budget = Budget(args.updates, args.minutes)
+    runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
+    speech = general_speech(args.general, runs)
+    into = args.into or RESULTS / machine_name() / "compare"
+    console = Terminal()
+    kept = read_kept(into)
+    for problem in kept.problems:
+        console.print(f"note: {problem}", style="yellow")
+    if args.dry_run:
+        show_plan(runs, kept.results, speech, console)
+        return 0
+    alone()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress as well
+    sit(runs, kept.results, into, speech, console)
+    if card is not None:
+        trace(runs, kept.results, into, card, console)
+    shown, left_out = comparable(list(kept.results.values()), runs)
+    methods = make_methods(shown, list(dict.fromkeys(one.method for one in runs)))
+    show(methods, card, left_out, console)
+    write_readme(into, methods, card, left_out)
+    console.print(f"page: {write_page(into, methods, card, left_out)}")
+    return 0
+
+
+def alone() -> None:
+    """Raise StateError where another comparison is at work: it would be timed with this one."""
+    try:
+        lock(Path(OUTPUT))
+    except StateError as error:
+        raise StateError(f"another comparison is running here ({OUTPUT}): wait for it") from error
+
+
+def general_speech(named: Path | None, runs: list[Run]) -> General | None:
+    """The manifest that was named, else the clean one beside the test's; None without either."""
+    manifest = named
+    if manifest is None:
+        test = runs[0].recipe.data.test.manifest
+        beside = Path(test).with_name(f"clean_{Path(test).name}") if test else None
+        manifest = beside if beside and beside.is_file() else None
+    if manifest is None:
+        return None
+    try:
+        return General(manifest, hashlib.sha256(manifest.read_bytes()).hexdigest())
+    except OSError as error:
+        raise RecipeError(f"--general: {manifest}: {error.strerror}") from error
+
+
+def show_plan(
+    runs: list[Run], results: dict[str, Facts], speech: General | None, console: Console
+) -> None:
+    """Print every run with what is known of it."""
+    for one in runs:
+        state = results[one.key]["outcome"] if one.key in results else "to be run"
+        console.print(f"{one.key}  {state:14} {one.title}")
+    todo = missing(runs, results, speech)
+    console.print(f"{len(todo)} of {len(runs)} to do; {clock(left_s(todo, results))}")
+    heard = speech.manifest if speech else "none; what is forgotten is not measured"
+    console.print(f"general speech: {heard}")
+
+
+if __name__ == "__main__":
+    run(main)

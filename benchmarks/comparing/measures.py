@@ -1,0 +1,93 @@
+"""What a finished run's folder says of it: costs, rates, and the counts of each clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft_whisper.scoring.record import Record, read_record
+
+SYSTEMS = ("base", "tuned")
+KEPT = (
+    "wer",
+    "mer",
+    "cer",
+    "substitutions",
+    "deletions",
+    "insertions",
+    "words",
+    "loops",
+    "empties",
+)
+Facts = dict[str, Any]
+
+
+def measured(folder: Path) -> Facts:
+    """A run as its result holds it; raises OSError where a file of the run is missing."""
+    record = read_record(folder)
+    facts, training = record.environment, record.metrics["training"]
+    speech = {name: facts["data"][name] for name in ("train", "validation", "test")}
+    return {
+        "versions": facts["versions"],
+        "machine": facts["machine"],
+        "base": facts["base"],
+        "data": speech,
+        "trainable_parameters": facts["trainable_parameters"],
+        "training": training,
+        "clips_heard": sum(
+            round(one["clips_per_s"] * one["seconds"]) for one in record.events_of("train")
+        ),
+        "best": facts["best"] | {"training_s": _time_to(record, facts["best"]["update"])},
+        "curve": _curve(record),
+        **scores(record),
+    }
+
+
+def scores(record: Record) -> Facts:
+    """Rates of base and tuned model, and each clip's counts, in the order of predictions.jsonl."""
+    from peft_whisper.scoring.metrics import measure
+    from peft_whisper.scoring.normalize import normalizer
+
+    rules = record.recipe["evaluation"]["normalizer"]
+    clean = normalizer(rules)
+    rates = {s: {name: record.metrics[s][name] for name in KEPT} for s in SYSTEMS}
+    # The folder counts words; an interval of the CER needs each clip's characters too.
+    counted = {
+        system: [measure(row["reference"], row[system], clean) for row in record.predictions]
+        for system in SYSTEMS
+    }
+    clips: Facts = {
+        "words": [one.words for one in counted["base"]],
+        "chars": [one.chars for one in counted["base"]],
+    }
+    for system, utterances in counted.items():
+        clips[system] = {
+            "errors": [one.errors for one in utterances],
+            "insertions": [one.insertions for one in utterances],
+            "char_errors": [one.char_errors for one in utterances],
+        }
+    return {"scores": rates, "clips": clips, "normalizer": rules}
+
+
+def general(folder: Path, name: str, fingerprint: str) -> Facts:
+    """Scores on general speech, out of the folder that `evaluate --into` wrote."""
+    return {"speech": name, "fingerprint": fingerprint} | scores(read_record(folder))
+
+
+def _time_to(record: Record, update: int) -> float:
+    """Seconds of training alone up to and with an update."""
+    return sum(one["seconds"] for one in record.events_of("train") if one["update"] <= update)
+
+
+def _curve(record: Record) -> list[Facts]:
+    """Validations by update, with the training loss since the one before or None."""
+    rows: list[Facts] = []
+    losses: list[float] = []
+    for event in record.events:
+        if event["event"] == "train" and event["loss"] is not None:  # a rival's is not recorded
+            losses.append(event["loss"])
+        elif event["event"] == "validation":
+            row = {name: event[name] for name in ("update", "wer", "mer")}
+            rows.append(row | {"loss": sum(losses) / len(losses) if losses else None})
+            losses = []
+    return rows

@@ -1,0 +1,195 @@
+"""Which runs a comparison asks for: recipes and sweeps, times seeds, all at one budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comparing.sweeps import expand
+
+from peft_whisper.errors import RecipeError
+from peft_whisper.recipe import Recipe, settings
+from peft_whisper.recipe_yaml import load_recipe
+
+OUTPUT = "outputs/compare"
+# What may differ between two runs without changing what they learn or how they are scored.
+ASIDE = ("name", "output", "track")
+NOT_OF_THE_SPEECH = ("workers", "max_rejected", "note")
+RECIPE_ENDS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every run may spend: so many updates, or minutes of training; else what its recipe says.
+
+    The recipes must then say the same.
+    """
+
+    updates: int | None = None
+    minutes: float | None = None
+
+    def overrides(self) -> tuple[str, ...]:
+        return () if self.updates is None else (f"training.updates={self.updates}",)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe with one seed."""
+
+    label: str
+    file: Path
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    budget: Budget
+    rival: bool = False  # learned by Seq2SeqTrainer
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the run and its scores, but for the seed."""
+        tree = {key: value for key, value in settings(self.recipe).items() if key not in ASIDE}
+        del tree["seed"]
+        if self.budget.minutes is not None:
+            tree["training"] = _without(tree["training"], ("updates", "epochs"))
+            tree["budget"] = {"minutes": self.budget.minutes}
+        if self.rival:
+            tree["rival"] = "Seq2SeqTrainer"
+        return tree
+
+    @property
+    def method(self) -> str:
+        """The same for every seed."""
+        return _hash(self.settings)
+
+    @property
+    def key(self) -> str:
+        """What the run's result is found by."""
+        return _hash({"method": self.method, "seed": self.recipe.seed})
+
+    @property
+    def name(self) -> str:
+        """Of the run's folder."""
+        return f"{self.recipe.name[:40]}-s{self.recipe.seed}-{self.key[:12]}"
+
+    @property
+    def folder(self) -> Path:
+        return Path(OUTPUT) / self.name
+
+    @property
+    def title(self) -> str:
+        return f"{self.label}, seed {self.recipe.seed}"
+
+    @property
+    def held_equal(self) -> dict[str, Any]:
+        """What must be the same for two runs to be compared, by dotted key."""
+        tree = self.settings
+        shared: dict[str, Any] = {
+            "base": {name: tree["base"].get(name) for name in ("model", "revision")},
+            "data": _without(tree["data"], NOT_OF_THE_SPEECH),
+            "evaluation": _without(tree["evaluation"], ("batch",)),
+            "budget": {"minutes": self.budget.minutes},
+        }
+        if self.budget.minutes is None:
+            training = tree["training"]
+            shared["training"] = {name: training.get(name) for name in ("updates", "epochs")}
+        return {key: value for key, value in _flat(shared) if value is not None}
+
+
+def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = False) -> list[Run]:
+    """Every run that recipes, sweeps and `key.sub=value` in `words` ask for, recipe by recipe.
+
+    Raises RecipeError for a recipe that is wrong, two that are one, and those not to be compared.
+    """
+    changes = tuple(one for one in words if "=" in one and not one.endswith(RECIPE_ENDS))
+    files = [Path(one) for one in words if one not in changes]
+    if not files:
+        raise RecipeError("name a recipe to compare, for instance recipes/demo_cpu.yaml")
+    runs: list[Run] = []
+    for file in files:
+        for recipe, swept in expand(file) or [(file, ())]:
+            runs += _seeded(recipe, swept, changes, seeds, budget, rival)
+    _refuse_doubles(runs)
+    _refuse_incomparable(runs)
+    return runs
+
+
+def _seeded(
+    file: Path,
+    swept: tuple[str, ...],
+    changes: tuple[str, ...],
+    seeds: int,
+    budget: Budget,
+    rival: bool,
+) -> Iterator[Run]:
+    """A recipe's runs, from its own seed upwards; those of its rival after them."""
+    overrides = (*swept, *changes, *budget.overrides())
+    first = load_recipe(file, overrides)
+    label = " ".join((first.name, *swept))
+    for is_rival in (False, True)[: 1 + rival]:
+        title = f"{label} (rival: Seq2SeqTrainer)" if is_rival else label
+        for seed in range(first.seed, first.seed + seeds):
+            own = (*overrides, f"seed={seed}")
+            yield Run(title, file, own, load_recipe(file, own), budget, is_rival)
+
+
+def _refuse_doubles(runs: Sequence[Run]) -> None:
+    """Raise RecipeError where two recipes have one name, or are the same but for their names."""
+    by_label: dict[str, str] = {}
+    by_method: dict[str, str] = {}
+    for run in runs:
+        if by_label.setdefault(run.label, run.method) != run.method:
+            raise RecipeError(
+                f"two different recipes are called {run.label}: rename a file, or its `name`"
+            )
+        if by_method.setdefault(run.method, run.label) != run.label:
+            raise RecipeError(
+                f"{by_method[run.method]} and {run.label} are the same recipe but for the name: "
+                "leave one out"
+            )
+
+
+def _refuse_incomparable(runs: Sequence[Run]) -> None:
+    """Raise RecipeError, with the fields, where runs differ in what they must share."""
+    first = runs[0]
+    for other in runs[1:]:
+        differing = differences(first.held_equal, other.held_equal)
+        if differing:
+            listed = "\n".join(f"  {one}" for one in differing)
+            raise RecipeError(
+                f"{first.label} and {other.label} are not comparable:\n{listed}\n"
+                "Make them equal, in the files or for all at once: key.sub=value, --updates N or "
+                "--minutes M."
+            )
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """`key: value of a, value of b` for every key that differs."""
+    return [
+        f"{key}: {_said(a.get(key))} and {_said(b.get(key))}"
+        for key in sorted({*a, *b})
+        if a.get(key) != b.get(key)
+    ]
+
+
+def _said(value: Any) -> str:
+    return "nothing" if value is None else str(value)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in tree.items() if key not in names}
+
+
+def _hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]

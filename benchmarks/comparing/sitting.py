@@ -1,0 +1,166 @@
+"""A sitting: makes what is missing of a comparison, run by run, and says how long it will take."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from comparing.measures import general, measured
+from comparing.planned import Run
+from comparing.processes import FINISHED, Ending, launched, ran, wait_for
+from comparing.results import Facts, make_result, write_result
+from rich.console import Console
+
+PACE = Path(__file__).parent.parent / "pace.py"
+RIVAL = Path(__file__).parent.parent / "rivals" / "compared.py"
+TIMED_SHARE = 0.1  # of the budget's minutes, to learn how long an update takes
+LAST = "README.md"  # the last file that a command writes of a run
+LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)  # by a comparison that was killed
+
+
+@dataclass(frozen=True)
+class General:
+    """Speech that no recipe trains on, for what a run forgets: a manifest and its hash."""
+
+    manifest: Path
+    fingerprint: str
+
+
+def missing(runs: Sequence[Run], results: Mapping[str, Facts], speech: General | None) -> list[Run]:
+    """Runs without a result, and finished ones that have not heard the general speech yet."""
+    return [run for run in runs if run.key not in results or _unheard(results[run.key], speech)]
+
+
+def _unheard(result: Facts, speech: General | None) -> bool:
+    if speech is None or result["outcome"] != FINISHED or result["rival"]:
+        return False
+    return (result["general"] or {}).get("fingerprint") != speech.fingerprint
+
+
+def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
+    """Seconds that `runs` will take by what kept ones of their recipe, or of any, took."""
+    took: dict[str, list[float]] = {}
+    for one in results.values():
+        if one["outcome"] == FINISHED and one["wall_s"]:
+            took.setdefault(one["method"], []).append(one["wall_s"])
+    if not took:
+        return None
+    usual = mean(mean(times) for times in took.values())
+    return sum(mean(took.get(run.method, [usual])) for run in runs if run.key not in results)
+
+
+def clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "time left unknown until a run is done"
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left"
+
+
+def sit(
+    runs: Sequence[Run],
+    results: dict[str, Facts],
+    into: Path,
+    speech: General | None,
+    console: Console,
+) -> None:
+    """Make what is missing of `runs`; each result is added to `results` and written to `into`."""
+    todo = missing(runs, results, speech)
+    for number, run in enumerate(todo, start=1):
+        left = clock(left_s(todo[number - 1 :], results))
+        console.print(f"[{number}/{len(todo)}] {run.title}; {left}; output: {log_of(run)}")
+        if run.key not in results:
+            results[run.key] = train(run, console)
+            write_result(into, results[run.key])
+        result = results[run.key]
+        if speech is not None and _unheard(result, speech):
+            result["general"] = hear(run, speech, console)
+            write_result(into, result)
+        console.print(f"    {said(result)}")
+
+
+def log_of(run: Run) -> Path:
+    return run.folder.with_name(f"{run.name}.log")
+
+
+def train(run: Run, console: Console) -> Facts:
+    """Train and score in a process of its own; one that is there already is read instead."""
+    wait_for(log_of(run), console)
+    end = LEFT_BEHIND if (run.folder / LAST).exists() else started(run, console)
+    found = measured(run.folder) if end.outcome == FINISHED else None
+    return make_result(run, end, found)
+
+
+def started(run: Run, console: Console) -> Ending:
+    """Begin a run anew, with the updates that its budget allows, and wait until it ends."""
+    shutil.rmtree(run.folder, ignore_errors=True)  # of a run that was ended
+    timed = time_updates(run, console)
+    if timed.outcome != FINISHED:
+        return timed
+    own = (f"name={run.name}", f"output={run.folder.parent.as_posix()}", "track=")
+    arguments = (str(run.file), *run.overrides, *budgeted(run), *own)
+    if run.rival:
+        return ran((str(RIVAL), *arguments), log_of(run))
+    return launched("peft_whisper.train", arguments, log_of(run))
+
+
+def pace_of(run: Run) -> Path:
+    """Where the time of an update is kept, for every seed."""
+    return run.folder.with_name(f"pace-{run.method}.json")
+
+
+def time_updates(run: Run, console: Console) -> Ending:
+    """Where the budget is minutes: measure an update, unless an earlier run of the recipe did."""
+    minutes, kept = run.budget.minutes, pace_of(run)
+    log = kept.with_suffix(".log")
+    wait_for(log, console)
+    if minutes is None or kept.exists():
+        return LEFT_BEHIND
+    seconds = f"{60 * TIMED_SHARE * minutes:g}"
+    arguments = (str(run.file), *run.overrides, "--seconds", seconds, "--into", str(kept))
+    return ran((str(PACE), *arguments), log)
+
+
+def budgeted(run: Run) -> tuple[str, ...]:
+    """As many updates as the minutes of the budget allow; nothing to change without."""
+    if run.budget.minutes is None:
+        return ()
+    update_s = json.loads(pace_of(run).read_text(encoding="utf-8"))["update_s"]
+    return (f"training.updates={max(1, int(60 * run.budget.minutes / update_s))}",)
+
+
+def hear(run: Run, speech: General, console: Console) -> Facts:
+    """Decode general speech with base and tuned model; what failed is kept with its last words."""
+    about = {"speech": speech.manifest.as_posix(), "fingerprint": speech.fingerprint}
+    if not run.folder.is_dir():
+        return about | {"failed": [f"{run.folder.as_posix()} is gone"]}
+    into = run.folder / f"general-{speech.fingerprint[:8]}"
+    log = run.folder.with_name(f"{run.name}-general.log")
+    wait_for(log, console)
+    if not into.exists():  # it appears whole
+        whole = ("data.test.limit=", "data.test.columns.audio=audio", "data.test.columns.text=text")
+        changes = (f"data.test.manifest={speech.manifest}", *whole, "--into", str(into))
+        end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
+        if end.outcome != FINISHED:
+            return about | {"failed": list(end.said)}
+    return general(into, speech.manifest.as_posix(), speech.fingerprint)
+
+
+def said(result: Facts) -> str:
+    """How a run went, in a line."""
+    if result["outcome"] != FINISHED:
+        last: Any = result["said"][-1] if result["said"] else "it said nothing"
+        return f"{result['outcome']} (exit {result['exit']}): {last}"
+    tuned = result["measured"]["scores"]["tuned"]
+    line = f"finished: WER {100 * tuned['wer']:.1f} %"
+    if result["wall_s"]:
+        line += f" after {result['wall_s'] / 60:.1f} min"
+    heard = result["general"]
+    if heard and "failed" in heard:
+        line += f"; general speech failed: {heard['failed'][-1]}"
+    return line

@@ -1,0 +1,372 @@
+"""A comparison's statistics against known answers; what it refuses; its table and its page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import compared
+import numpy as np
+import pytest
+from comparing.methods import compared as pair
+from comparing.methods import make_methods
+from comparing.page import write_page
+from comparing.planned import Budget, plan_runs
+from comparing.processes import ending
+from comparing.results import comparable, read_kept, write_result
+from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
+from comparing.table import show, write_readme
+from rich.console import Console
+
+from peft_whisper.errors import RecipeError
+from peft_whisper.memory.cards import find_card
+
+SIMULATED = 600
+CLIPS = 80
+RECIPE = """
+base: {model: base}
+data:
+  train: {manifest: train.jsonl}
+  validation: {manifest: validation.jsonl}
+  test: {manifest: test.jsonl}
+  language: en
+adapter: {rank: 4, alpha: 8}
+training: {updates: 4, batch: 4, learning_rate: 1e-3, warmup: 1}
+evaluation: {every: 2, max_tokens: 8}
+"""
+
+
+def counts(
+    rng: np.random.Generator, seeds: int, true: float, by_seed: float, by_clip: float, rest: float
+) -> Counts:
+    """Differences in errors whose truth is `true`, spread by seed, by clip and by both."""
+    words = rng.integers(1, 15, CLIPS).astype(float)
+    wrong = true * words + by_seed * rng.standard_normal((seeds, 1)) * words
+    wrong = wrong + by_clip * rng.standard_normal(CLIPS)
+    return Counts(
+        wrong + rest * rng.standard_normal((seeds, CLIPS)), np.broadcast_to(words, wrong.shape)
+    )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "by_seed", "by_clip", "rest"),
+    [
+        (1, 0, 0.5, 0),
+        (3, 0, 0.5, 0.1),
+        (3, 0.02, 0.2, 0.2),
+        (3, 0.02, 0.02, 0.02),
+        (5, 0.01, 0.3, 0.3),
+    ],
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(seeds, by_seed, by_clip, rest) -> None:
+    rng = np.random.default_rng(7)
+    held = 0
+    for _ in range(SIMULATED):
+        found = estimate(counts(rng, seeds, 0.02, by_seed, by_clip, rest), resamples=500)
+        held += found.low <= 0.02 <= found.high
+    print(f"{seeds} seeds, spread {by_seed}, {by_clip}, {rest}: {100 * held / SIMULATED:.1f} %")
+    assert 0.93 <= held / SIMULATED <= 0.97
+
+
+def test_a_planted_difference_is_found_and_none_where_there_is_none() -> None:
+    """Two points between methods that make mostly the same errors, as fine-tuned ones do."""
+    rng = np.random.default_rng(3)
+    words = np.broadcast_to(rng.integers(1, 15, 300).astype(float), (3, 300))
+    hard = rng.beta(0.6, 1.6, 300)  # how hard each clip is, for both
+
+    def errors(more: float) -> Counts:
+        wrong = hard * words + more * words + 0.3 * rng.standard_normal(words.shape)
+        return Counts(wrong, words)
+
+    planted = [difference(errors(0.0), errors(-0.02), 500) for _ in range(40)]
+    null = [difference(errors(0.0), errors(0.0), 500) for _ in range(200)]
+    assert all(not one.holds_zero and one.value < 0 for one in planted)
+    assert sum(one.holds_zero for one in null) >= 0.93 * 200
+    assert "fewer word errors" in sentence("a", "b", planted[0], 3)
+    quiet = next(one for one in null if one.holds_zero)
+    assert re.fullmatch(
+        r"b and a do not differ at this budget: [+-]0\.\d points, interval -0\.\d to \+0\.\d\.",
+        sentence("a", "b", quiet, 3),
+    )
+    assert "what another would change is not known" in sentence("a", "b", quiet, 1)
+
+
+def test_one_seed_gives_the_bootstrap_that_the_product_reports() -> None:
+    from peft_whisper.scoring.metrics import Utterance, summarize
+
+    clips = compared.clips(0.3, 1)
+    words, errors = clips["words"], clips["tuned"]["errors"]
+    utterances = [
+        Utterance(n, e, 0, 0, n - e, n, 0, ()) for n, e in zip(words, errors, strict=True)
+    ]
+    score = summarize(utterances, "raw", 2000, 1)
+    found = estimate(Counts(np.array([errors], float), np.array([words], float)))
+    assert (found.value, (found.low, found.high)) == (score.wer, score.wer_interval)
+
+
+def test_the_spread_of_seeds_is_told_from_that_of_clips() -> None:
+    rng = np.random.default_rng(5)
+    found = [seed_spread(counts(rng, 5, 0.3, 0.02, 0.5, 0.1)) for _ in range(300)]
+    assert np.sqrt(np.mean(np.square(found))) == pytest.approx(0.02, rel=0.1)
+    assert seed_spread(counts(rng, 1, 0.3, 0.02, 0.5, 0.1)) == 0.0
+
+
+def test_what_nothing_beats_in_both_is_the_front() -> None:
+    assert front([1, 2, 3, 2, 4], [30, 20, 10, 25, 10]) == [0, 1, 2]
+    assert front([1, 1], [5, 5]) == [0, 1]  # equals do not beat each other
+
+
+def test_a_difference_of_other_clips_is_refused() -> None:
+    a, b = (Counts(np.ones((1, n)), np.ones((1, n))) for n in (3, 4))
+    with pytest.raises(ValueError, match="same clips"):
+        difference(a, b)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch) -> Path:
+    """A folder with two recipes to plan runs of; nothing is run."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(RECIPE, encoding="utf-8")
+    Path("b.yaml").write_text(RECIPE.replace("rank: 4", "rank: 8"), encoding="utf-8")
+    return tmp_path
+
+
+def test_recipes_sweeps_and_seeds_make_the_runs(here: Path) -> None:
+    text = "recipe: a.yaml\nadapter.rank: [2, 16]\nadapter.modules: [all, [q, v]]\n"
+    Path("sweep.yaml").write_text(text, encoding="utf-8")
+    runs = plan_runs(["b.yaml", "sweep.yaml", "training.batch=2"], 3, Budget(updates=6))
+    assert len(runs) == len({run.key for run in runs}) == 15
+    assert len({run.method for run in runs}) == 5
+    assert [run.recipe.seed for run in runs[:3]] == [1, 2, 3]
+    assert {(run.recipe.training.updates, run.recipe.training.batch) for run in runs} == {(6, 2)}
+    last = runs[-1].recipe.adapter
+    assert (runs[-1].label, last.rank) == ("a adapter.rank=16 adapter.modules=[q, v]", 16)
+    assert last.modules == ("q", "v")
+
+
+def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
+    (plain,) = plan_runs(["a.yaml"], 1, Budget())
+    (other,) = plan_runs(["a.yaml", "name=another", "output=elsewhere"], 1, Budget())
+    (longer,) = plan_runs(["a.yaml"], 1, Budget(updates=5))
+    assert plain.key == other.key != longer.key
+
+
+@pytest.mark.parametrize(
+    ("words", "budget", "said"),
+    [
+        (["a.yaml", "c.yaml"], Budget(), r"evaluation.max_tokens: 8 and 16\n"),
+        (["a.yaml", "d.yaml"], Budget(), r"training.updates: 4 and 9\n"),
+        (["a.yaml", "e.yaml"], Budget(), r"data.test.manifest: test.jsonl and other.jsonl\n"),
+        (["a.yaml", "f.yaml"], Budget(), r"base.model: base and large\n"),
+        (["a.yaml", "g.yaml"], Budget(), r"evaluation.normalizer: english and basic\n"),
+        (["a.yaml", "same.yaml"], Budget(), "same recipe but for the name"),
+        (["a.yaml", "missing.yaml"], Budget(), "missing.yaml: No such file"),
+        (["a.yaml"], Budget(updates=1), r"warmup \(1\) must be less than updates \(1\)"),
+        (["training.batch=2"], Budget(), "name a recipe"),
+        (["scalar.yaml"], Budget(), r"scalar.yaml:2: adapter.rank: expected a list"),
+        (["twice.yaml"], Budget(), r"twice.yaml:2: adapter.rank: a value is given twice"),
+        (["unknown.yaml"], Budget(), r"adapter.rnak"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget, said) -> None:
+    changed = {
+        "c": ("max_tokens: 8", "max_tokens: 16"),
+        "d": ("updates: 4", "updates: 9"),
+        "e": ("test.jsonl", "other.jsonl"),
+        "f": ("model: base", "model: large"),
+        "g": ("every: 2", "every: 2, normalizer: basic"),
+        "same": ("\n", "\n"),
+    }
+    for name, (old, new) in changed.items():
+        Path(f"{name}.yaml").write_text(RECIPE.replace(old, new), encoding="utf-8")
+    for name, line in (
+        ("scalar", "adapter.rank: 4"),
+        ("twice", "adapter.rank: [4, 4]"),
+        ("unknown", "adapter.rnak: [4, 8]"),
+    ):
+        Path(f"{name}.yaml").write_text(f"recipe: a.yaml\n{line}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=said):
+        plan_runs(words, 1, budget)
+
+
+def test_the_budget_can_be_made_equal_for_all(here: Path) -> None:
+    Path("d.yaml").write_text(RECIPE.replace("updates: 4", "updates: 9"), encoding="utf-8")
+    runs = plan_runs(["b.yaml", "d.yaml"], 1, Budget(updates=5))
+    assert {run.recipe.training.updates for run in runs} == {5}
+
+
+def test_half_written_and_foreign_files_are_named_and_not_counted(tmp_path: Path) -> None:
+    whole = compared.result("a")
+    write_result(tmp_path, whole)
+    text = json.dumps(whole)
+    (tmp_path / "half.json").write_text(text[: len(text) // 2], encoding="utf-8")
+    (tmp_path / "foreign.json").write_text('{"rows": []}', encoding="utf-8")
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "renamed.json").write_text(text, encoding="utf-8")
+    lacking = compared.result("b")
+    del lacking["measured"]["clips"]
+    write_result(tmp_path, lacking)
+    kept = read_kept(tmp_path)
+    assert list(kept.results) == ["a-1"]
+    said = {re.match(r".*/(\S+)\.json: (.*)", one)[1]: one for one in kept.problems}  # type: ignore[index]
+    assert said.keys() == {"half", "foreign", "list", "renamed", "b-1"}
+    assert "not JSON" in said["half"]
+    assert "measured.clips" in said["b-1"]
+    assert read_kept(tmp_path / "nothing").results == {}
+
+
+def test_a_result_on_other_speech_is_left_out_and_named(here: Path) -> None:
+    (run,) = plan_runs(["a.yaml"], 1, Budget())
+    rules = {"held_equal": run.held_equal}
+    own = compared.result("a", 2) | rules | {"key": run.key}
+    other = compared.result("b", 1) | rules
+    other["measured"]["data"]["test"]["fingerprint"] = "changed"
+    foreign = compared.result("c") | {"held_equal": {"training.updates": 9}}
+    lost = compared.failed("d") | rules
+    shown, said = comparable([own, other, foreign, lost], [run])
+    assert [one["label"] for one in shown] == ["a", "d"]
+    assert "data.test: test and changed" in " ".join(said)
+    assert "1 kept results of other" in " ".join(said)
+
+
+def test_endings_are_told_from_the_launcher_s_own_words() -> None:
+    launcher = (
+        "Traceback (most recent call last):\n  File x\nsubprocess.CalledProcessError: Command "
+    )
+    room = ending(
+        1, f"memory is too small\n{launcher}'[..]' returned non-zero exit status 75.\n", 2.0
+    )
+    assert (room.outcome, room.exit, room.said) == ("out of memory", "75", ("memory is too small",))
+    stop = ending(1, f"no clip\n{launcher}'[..]' returned non-zero exit status 3.\n", 2.0)
+    assert (stop.outcome, stop.exit) == ("stopped", "3")
+    died = ending(1, f"{launcher}'[..]' died with <Signals.SIGKILL: 9>.\n", 2.0)
+    assert (died.outcome, died.exit) == ("crashed", "SIGKILL")
+    own = ending(1, '\x1b[31mTraceback\n  File "/home/me/x/y.py", line 3\nValueError: no', 2.0)
+    assert own.outcome == "crashed"
+    assert own.said == ("Traceback", '  File "y.py", line 3', "ValueError: no")
+
+
+class Page(HTMLParser):
+    """Every tag with its attributes, and the cells of the table."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text, self.cells = "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cells:
+            self.cells[-1] += data
+
+
+@pytest.fixture
+def results() -> list[compared.Facts]:
+    """Three recipes with three seeds each; memory was too small for one run of the last."""
+    found = [
+        compared.result(label, seed, wer, peak, speed)
+        for label, wer, peak, speed in (
+            ("small", 0.40, 1.0, 40.0),
+            ("large <b>", 0.25, 3.0, 20.0),
+            ("beaten", 0.45, 2.0, 10.0),
+        )
+        for seed in (1, 2, 3)
+    ]
+    return [*found[:-1], compared.failed("beaten", 3)]
+
+
+def test_the_page_shows_every_run_and_fetches_nothing(results, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Path(results[0]["run"]) / "report.html"
+    report.parent.mkdir(parents=True)
+    report.write_text("a report", encoding="utf-8")
+    methods = make_methods(results, ["small"])
+    html = write_page(Path("results"), methods, None, ["one note"]).read_text(encoding="utf-8")
+    page = Page(html)
+    assert [tag for tag, _ in page.tags].count("svg") == 6  # three pictures, wide and narrow
+    reports = {
+        attributes[name]
+        for _, attributes in page.tags
+        for name in ("src", "href", "xlink:href")
+        if not (attributes.get(name) or "#").startswith("#")
+    }
+    assert reports == {"../outputs/compare/small-1/report.html"}  # the one that is there
+    assert not {"link", "iframe", "img", "b>"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"url\((?!#)|@import|https?://(?!www\.w3\.org|purl\.org|creative)", html)
+    assert "script-src 'sha256-" in html
+    fronts = re.findall(r'class="front">(.*?)</p>', html)
+    assert len(fronts) == 2
+    assert all("1 small, 2 large &lt;b&gt;." in one for one in fronts)
+    assert "beaten, seed 3: out of memory (exit 75)" in page.text
+    assert "memory is too small: <none> left" in page.text
+    assert re.search(
+        r"small makes more word errors than large <b> at this budget: \+1\d", page.text
+    )
+    assert page.cells[:2] == ["1", "small"]
+    assert [tag for tag, _ in page.tags].count("tr") == 4
+    print(f"the page of a comparison: {len(html):,} characters, nothing fetched")
+
+
+def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium here")
+    page = write_page(tmp_path, make_methods(results, []), None, [])
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'own'}")
+    shown = subprocess.run(
+        [browser, *flags, "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    heads = re.findall(r"<th [^>]*>", shown.stdout)
+    assert len(heads) == 17
+    assert all('tabindex="0"' in head for head in heads)  # the policy lets this script run
+
+
+def test_terminal_and_readme_say_the_same_of_every_method(results, tmp_path: Path, capsys) -> None:
+    methods = make_methods(results, [])
+    show(methods, None, [], Console(width=80, soft_wrap=False))
+    printed = capsys.readouterr().out
+    table = printed[: printed.index("base, not trained")]
+    write_readme(tmp_path, methods, None, [])
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    for method in methods:
+        wer = f"{100 * method.wer.value:.1f}"
+        assert re.search(rf"{re.escape(method.label)} .*{wer}", table)
+        assert re.search(rf"\| {re.escape(method.label)} \| {wer} \(", readme)
+    assert "2/3" in table
+    assert "beaten, seed 3: out of memory" in readme
+    assert "\u2026" not in table  # nothing was cut
+
+
+def test_what_was_traced_for_a_card_stands_beside_what_was_measured(results, capsys) -> None:
+    found = {"reserved_bytes": 19 * 2**30, "fits": True}
+    results[0]["traced"]["a10"] = found
+    results[3]["traced"]["a10"] = found | {"fits": False}
+    show(make_methods(results, []), find_card("a10"), [], Console(width=80))
+    printed = capsys.readouterr().out
+    assert re.search(r"1 small .* 1\.00 +19\.0 ", printed)
+    assert re.search(r"2 large .* 3\.00 +19\.0, too large ", printed)
+    assert re.search(r"3 beaten .* 2\.00 +\u2013 ", printed)
+
+
+def test_methods_with_other_seeds_are_compared_by_their_clips() -> None:
+    a, b = (compared.result("a", 1, 0.40), compared.result("b", 2, 0.20))
+    first, second = make_methods([a, b], [])
+    found, said = pair(first, second)
+    assert found.high < 0
+    assert "one seed each" in said
+    assert first.forgotten is not None
+    assert first.forgotten.low <= 0.01 <= first.forgotten.high
