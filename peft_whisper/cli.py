@@ -17,6 +17,7 @@ COMMANDS = {  # each is also `python -m peft_whisper.COMMAND`
     "plan": "say whether recipes fit a card, and what would make them fit",
     "train": "fine-tune Whisper as a recipe says, and score it",
     "evaluate": "score a finished run again, or on other speech",
+    "transcribe": "write down what recordings of any length say",
     "merge": "fold an adapter into its base",
 }
 OWN = {
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         description="Fine-tune Whisper on your own speech.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="commands:\n"
-        + "\n".join(f"  {name:9} {what}" for name, what in known.items())
+        + "\n".join(f"  {name:10} {what}" for name, what in known.items())
         + "\n\n`peft-whisper COMMAND --help` says more. On several cards:"
         "\n  accelerate launch -m peft_whisper.train RECIPE",
     )

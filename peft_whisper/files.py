@@ -46,13 +46,18 @@ def check_new_folder(into: Path) -> None:
         raise RecipeError(f"--into: {into} is the folder you are in; give the name of a new one")
     if os.path.lexists(into) and (into.is_symlink() or not into.is_dir() or any(into.iterdir())):
         raise StateError(f"{into} already exists and is not empty; give a new folder to --into")
-    there = next(folder for folder in into.absolute().parents if os.path.lexists(folder))
+    check_place(into, "--into")
+
+
+def check_place(folder: Path, option: str) -> None:
+    """Raise RecipeError where the folder that `option` names can't be made."""
+    there = next(place for place in folder.absolute().parents if os.path.lexists(place))
     try:
-        with tempfile.TemporaryDirectory(prefix=f".staging-{into.name}-", dir=there):
+        with tempfile.TemporaryDirectory(prefix=f".staging-{folder.name}-", dir=there):
             pass
     except OSError as error:
         raise RecipeError(
-            f"--into: {into} can't be made in {there}: {error.strerror}; give another place"
+            f"{option}: {folder} can't be made in {there}: {error.strerror}; give another place"
         ) from error
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_whisper.errors import RecipeError, StateError, run
+from peft_whisper.errors import StateError, run
 from peft_whisper.files import check_new_folder, staged_folder, write_json
 from peft_whisper.terminal import Terminal
 
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     from peft_whisper.model.adapters import read_facts
+    from peft_whisper.model.find import base_of
 
     args = parser().parse_args(argv)
     facts = read_facts(args.adapter)
@@ -58,28 +59,6 @@ def main(argv: list[str] | None = None) -> int:
         f"{difference:.2e}, base fingerprint {base.fingerprint[:19]}... as trained on"
     )
     return 0
-
-
-def base_of(facts: dict[str, Any], moved_to: str | None) -> Base:
-    """The base that an adapter's `facts` name, or the one given in its place.
-
-    Raises RecipeError where it can't be found or used.
-    """
-    from peft_whisper.model.find import find_base
-
-    recorded = facts["base"]
-    try:
-        if moved_to is not None:
-            return find_base(moved_to)
-        return find_base(recorded["model"], recorded["revision"])
-    except RecipeError as error:
-        reason = str(error).removeprefix("base.model: ")
-        if moved_to is not None:
-            raise RecipeError(f"--base: {reason}") from error
-        raise RecipeError(
-            f"the adapter was trained on {recorded['model']}; if it has moved, give --base. "
-            f"What was found: {reason}"
-        ) from error
 
 
 def merge(adapter: Path, base: Base, target: Path) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-MODULES = ("cli", "train", "evaluate", "explore", "plan", "merge", "demo")
+MODULES = ("cli", "train", "evaluate", "explore", "plan", "merge", "demo", "transcribe")
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "bitsandbytes", "matplotlib"}
 
 

@@ -14,9 +14,17 @@ from transformers import GenerationConfig
 from peft_whisper.data.audio import AudioRef, load_wave
 from peft_whisper.data.labels import Labels
 from peft_whisper.data.mel import log_mel
+from peft_whisper.data.windows import Stream
 from peft_whisper.model.find import find_base
 from peft_whisper.scoring.decode import Decoder
-from peft_whisper.scoring.longform import Attempt, Listener, Segment, split, transcribe_long
+from peft_whisper.scoring.listen import Attempt, Listener
+from peft_whisper.scoring.longform import (
+    Segment,
+    ended_at_pauses,
+    split,
+    transcribe_long,
+)
+from peft_whisper.scoring.words import Word
 
 FIRST = 50_363  # <|0.00|> of the English vocabulary
 SECOND = 16_000  # samples
@@ -56,6 +64,22 @@ def joined(demo: Path) -> list[np.ndarray]:
     return recordings
 
 
+def heard(decoder: Decoder, waves: list[np.ndarray], **how) -> list[list[Segment]]:
+    """Segments of each wave, read in blocks of 7 s."""
+    block = 7 * SECOND
+    streams = [
+        Stream(
+            str(number),
+            lambda wave=wave: (wave[at : at + block] for at in range(0, len(wave), block)),
+            decoder.n_mels,
+        )
+        for number, wave in enumerate(waves)
+    ]
+    found = {stream.name: segments for stream, segments in transcribe_long(decoder, streams, **how)}
+    assert all(isinstance(segments, list) for segments in found.values())
+    return [found[str(number)] for number in range(len(waves))]
+
+
 def generated(decoder: Decoder, wave: np.ndarray) -> list[tuple[float, float, str]]:
     """Segments of transformers, greedy, those without text or length left out."""
     padded = torch.zeros(1, -(-len(wave) // 160) * 160)
@@ -85,19 +109,47 @@ def spoken(segments: list[Segment], wave: np.ndarray) -> list[tuple[float, float
 
 def test_segments_are_those_of_transformers(decoder: Decoder, joined: list[np.ndarray]) -> None:
     done: list[float] = []
-    ours = transcribe_long(decoder, joined, progress=done.append, temperatures=(0.0,))
+    ours = heard(decoder, joined, progress=done.append, temperatures=(0.0,))
     for wave, segments in zip(joined, ours, strict=True):
         theirs = spoken([Segment(*one) for one in generated(decoder, wave)], wave)
         assert spoken(segments, wave) == theirs
         assert len(theirs) > 5 and theirs[-1][0] > 30
+        for one in segments:
+            assert "".join(word.text for word in one.words).strip() == one.text
+            times = [time for word in one.words for time in (word.start_s, word.end_s)]
+            assert times == sorted(times)
     assert sum(done) == pytest.approx(sum(map(len, joined)) / SECOND, abs=0.02)
-    assert transcribe_long(replace(decoder, batch=1), joined, temperatures=(0.0,)) == ours
+    assert heard(replace(decoder, batch=1), joined, temperatures=(0.0,)) == ours
     print(f"long form: {sum(map(len, ours))} segments, those of generate")
 
 
 def test_nothing_is_heard_where_nothing_is(decoder: Decoder) -> None:
-    assert transcribe_long(decoder, []) == []
-    assert transcribe_long(decoder, [np.zeros(0, np.float32)]) == [[]]
+    assert heard(decoder, []) == []
+    assert heard(decoder, [np.zeros(0, np.float32), SILENCE]) == [[], []]
+
+
+def test_a_segment_is_cut_where_its_words_pause() -> None:
+    words = [Word(0.5, 0.9, " One"), Word(0.9, 1.2, " two."), Word(2.2, 2.5, " Three.")]
+    whole = Segment(0.0, 4.0, "One two. Three.", tuple(words))
+    assert ended_at_pauses([whole, Segment(4.0, 5.0, "Four.")]) == [
+        Segment(0.5, 1.2, "One two.", tuple(words[:2])),
+        Segment(2.2, 2.5, "Three.", tuple(words[2:])),
+        Segment(4.0, 5.0, "Four."),
+    ]
+
+
+def test_every_segment_lasts() -> None:
+    none = Word(2.0, 2.0, " and")
+    before, after = Segment(1.0, 2.0, "One"), Segment(2.0, 3.0, "two")
+    alone = Segment(2.0, 2.0, "and", (none,))
+    later = replace(after, start_s=2.5)
+    assert ended_at_pauses([before, alone, later])[1] == replace(alone, end_s=2.02)
+    earlier = replace(before, end_s=1.5)
+    assert ended_at_pauses([earlier, alone, after])[1] == replace(alone, start_s=1.98)
+    assert ended_at_pauses([before, alone, after]) == [
+        replace(before, text="One and", words=(none,)),
+        after,
+    ]
 
 
 def stamp(seconds: float) -> int:
@@ -150,8 +202,10 @@ def random_decoder() -> Decoder:
     return Decoder(model, Labels(whispers.tokenizer(".en"), 51_864), rules, 80, "mean", 4, None)
 
 
-def windows() -> torch.Tensor:
-    return torch.randn(8, 80, 3000, generator=torch.Generator().manual_seed(1))
+def attempts(decoder: Decoder, *temperatures: float) -> list[Attempt]:
+    """At eight windows of noise."""
+    mel = torch.randn(8, 80, 3000, generator=torch.Generator().manual_seed(1))
+    return Listener(decoder, temperatures)(mel, [None] * 8, [1500] * 8)
 
 
 def test_doubtful_windows_are_sampled_again_with_the_same_result_each_time() -> None:
@@ -159,9 +213,9 @@ def test_doubtful_windows_are_sampled_again_with_the_same_result_each_time() -> 
     decoder.whisper.model.encoder.layer_norm.register_forward_pre_hook(
         lambda _module, args: encoded.append(len(args[0]))
     )
-    greedy = Listener(decoder, None, (0.0,))(windows())
-    sampled = Listener(decoder, None, (0.0, 0.4, 1.0))(windows())
-    assert sampled == Listener(decoder, None, (0.0, 0.4, 1.0))(windows())
+    greedy = attempts(decoder, 0.0)
+    sampled = attempts(decoder, 0.0, 0.4, 1.0)
+    assert sampled == attempts(decoder, 0.0, 0.4, 1.0)
     assert sum(encoded) == 3 * 8  # the encoder's output is kept
     again = [before.doubtful for before in greedy]
     assert sum(again) > 2
@@ -175,7 +229,7 @@ def test_timestamps_come_in_pairs_and_never_go_back(temperature: float) -> None:
     decoder = random_decoder()
     with torch.no_grad():  # as likely as words are
         decoder.whisper.model.decoder.embed_tokens.weight[FIRST:] *= 1.5
-    found = Listener(decoder, None, (temperature,))(windows())
+    found = attempts(decoder, temperature)
     pairs = 0
     for attempt in found:
         tokens = attempt.tokens

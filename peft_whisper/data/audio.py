@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,11 +79,16 @@ def load_wave(ref: AudioRef, channel: str = "mean", max_s: float | None = None) 
     than `max_s` seconds, known before it is decoded).
     """
     samples, rate = _decode(ref, max_s)
+    refuse_nan(samples, rate)
+    return _within_one(_resample(_mix(samples, channel), rate))
+
+
+def refuse_nan(samples: np.ndarray, rate: int, before_s: float = 0.0) -> None:
+    """Raise AudioError where (frames, channels) at `rate` Hz hold NaN or infinite samples."""
     broken = np.flatnonzero(~np.isfinite(samples).all(axis=1))
     if len(broken):
-        first = broken[0] / rate
+        first = before_s + broken[0] / rate
         raise AudioError("nan samples", f"{len(broken):,} of {len(samples):,}, from {first:.2f} s")
-    return _within_one(_resample(_mix(samples, channel), rate))
 
 
 def unchanged(clip: Clip, wave_of: Callable[[Clip], np.ndarray]) -> np.ndarray:
@@ -107,6 +112,13 @@ def unchanged(clip: Clip, wave_of: Callable[[Clip], np.ndarray]) -> np.ndarray:
 
 def _decode(ref: AudioRef, max_s: float | None) -> tuple[np.ndarray, int]:
     """Return float32 (frames, channels) and the sampling rate in Hz."""
+    with sound_of(ref) as sound:
+        return _read(sound, ref.start_s or 0.0, ref.end_s, max_s), sound.samplerate
+
+
+@contextmanager
+def sound_of(ref: AudioRef) -> Iterator[soundfile.SoundFile]:
+    """The sound, open at its start; AudioError where it is not whole, or reading it fails."""
     import soundfile
 
     with _opened(ref) as file:
@@ -119,7 +131,7 @@ def _decode(ref: AudioRef, max_s: float | None) -> tuple[np.ndarray, int]:
             source = file if isinstance(file, io.BytesIO) else file.fileno()
             with soundfile.SoundFile(source, closefd=False) as sound:
                 _check_format(sound)
-                return _read(sound, ref.start_s or 0.0, ref.end_s, max_s), sound.samplerate
+                yield sound
         except soundfile.LibsndfileError as error:
             raise AudioError("unreadable", _reason(error)) from error
 
@@ -178,23 +190,27 @@ def _read(
 
 
 def _frames(sound: soundfile.SoundFile, count: int) -> np.ndarray:
-    """Read `count` frames in blocks; raises AudioError where the file holds fewer."""
+    """Read `count` frames; raises AudioError where the file holds fewer."""
+    return np.concatenate([np.zeros((0, sound.channels), np.float32), *blocks_of(sound, count)])
+
+
+def blocks_of(sound: soundfile.SoundFile, count: int) -> Iterator[np.ndarray]:
+    """`count` frames in blocks, float32 (frames, channels); AudioError where there are fewer."""
     import soundfile
 
-    blocks, left, reason = [np.zeros((0, sound.channels), np.float32)], count, "the sound ends"
+    left, reason = count, "the sound ends"
     try:
         while left > 0:
             block = sound.read(min(BLOCK, left), dtype="float32", always_2d=True)
             if len(block) == 0:
                 break
-            blocks.append(block)
             left -= len(block)
+            yield block
     except soundfile.LibsndfileError as error:
         reason = _reason(error)
     if left:
         found, promised = (count - left) / sound.samplerate, count / sound.samplerate
         raise AudioError("shortened", f"{reason} after {found:.2f} of {promised:.2f} s")
-    return np.concatenate(blocks)
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -209,14 +225,20 @@ def _mix(samples: np.ndarray, channel: str) -> np.ndarray:
     levels = [rms(samples[:, number]) for number in range(samples.shape[1])]
     if channel == "loudest":
         return samples[:, int(np.argmax(levels))]
-    mean, loudest = samples.mean(axis=1), max(levels)
-    if rms(mean) < CANCELLED * loudest and loudest >= SILENCE_RMS:
+    mean = samples.mean(axis=1)
+    refuse_cancelled(levels, rms(mean))
+    return mean
+
+
+def refuse_cancelled(levels: Sequence[float], mean: float) -> None:
+    """Raise AudioError where the mean over channels of such levels (RMS) holds nothing of them."""
+    loudest = max(levels)
+    if mean < CANCELLED * loudest and loudest >= SILENCE_RMS:
         raise AudioError(
             "silent",
-            f"the mean of {len(levels)} channels has a level of {rms(mean):.1e}, the loudest one "
+            f"the mean of {len(levels)} channels has a level of {mean:.1e}, the loudest one "
             f"{loudest:.1e}: they cancel out; set data.channel to first or loudest",
         )
-    return mean
 
 
 def rms(wave: np.ndarray) -> float:
@@ -235,8 +257,13 @@ def _resample(wave: np.ndarray, rate: int) -> np.ndarray:
 
 def _within_one(wave: np.ndarray) -> np.ndarray:
     peak = float(np.abs(wave).max(initial=0.0))
+    refuse_integers(peak)
+    return wave / np.float32(peak) if peak > 1 else wave
+
+
+def refuse_integers(peak: float) -> None:
+    """Raise AudioError where a wave that reaches `peak` can't be one with full scale 1."""
     if peak > INTEGER_PEAK:
         raise AudioError(
             "unreadable", f"samples reach {peak:,.0f} where full scale is 1: integers as floats?"
         )
-    return wave / np.float32(peak) if peak > 1 else wave

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from peft_whisper.languages import UNSPACED_LANGUAGES
+from peft_whisper.languages import UNSPACED_LANGUAGES, Language
 
 if TYPE_CHECKING:
     from transformers import WhisperTokenizer
@@ -94,5 +94,15 @@ class Labels:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated tokens, special tokens and timestamps left out."""
-        plain = [i for i in ids if i < self.end]  # every special id lies above the text tokens
-        return self.tokenizer.decode(plain, skip_special_tokens=True).strip()
+        return self.tokenizer.decode(self.plain(ids), skip_special_tokens=True).strip()
+
+    def plain(self, ids: Sequence[int]) -> list[int]:
+        """The text tokens among `ids`."""
+        return [i for i in ids if i < self.end]  # every special id lies above the text tokens
+
+    def languages(self) -> dict[str, int]:
+        """Language codes and their tokens; none for an English-only model."""
+        known = {name: f"<|{name}|>" for name in get_args(Language)} if self.multilingual else {}
+        ids = {name: self.tokenizer.convert_tokens_to_ids(token) for name, token in known.items()}
+        unknown = self.tokenizer.unk_token_id  # yue came with large-v3
+        return {name: i for name, i in ids.items() if isinstance(i, int) and i != unknown}

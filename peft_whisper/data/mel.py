@@ -14,6 +14,7 @@ HOP = 160  # 10 ms: 100 frames a second
 FRAMES_PER_POSITION = 2  # the encoder's second convolution has stride 2
 SAMPLES_PER_POSITION = HOP * FRAMES_PER_POSITION  # 320 samples, 20 ms
 FULL_POSITIONS = 1500  # 30 s
+QUIETEST = 1e-10  # power; what is below counts as this
 
 
 @cache
@@ -45,12 +46,21 @@ def log_mel(waves: torch.Tensor, n_mels: int) -> torch.Tensor:
         float32 (batch, n_mels, samples / 160), floored 8 (80 dB) below each clip's maximum and
         scaled to about [-1, 1]. Equal to transformers' WhisperFeatureExtractor.
     """
+    log = log_power(waves, n_mels)
+    return scaled(log, log.amax(dim=(1, 2), keepdim=True))
+
+
+def log_power(waves: torch.Tensor, n_mels: int) -> torch.Tensor:
+    """log10 of the power in each band, at least -10: `log_mel` before it is floored and scaled."""
     import torch
 
     window = torch.hann_window(N_FFT, device=waves.device)
     stft = torch.stft(waves, N_FFT, HOP, window=window, return_complex=True)
     power = stft[..., :-1].abs().square()
     mel = _filters(n_mels).to(waves.device) @ power
-    log = mel.clamp(min=1e-10).log10()
-    log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
-    return (log + 4.0) / 4.0
+    return mel.clamp(min=QUIETEST).log10()
+
+
+def scaled(log: torch.Tensor, loudest: torch.Tensor | float) -> torch.Tensor:
+    """What Whisper is given of a `log_power`, whose clip or recording reaches `loudest`."""
+    return (log.clamp(min=loudest - 8.0) + 4.0) / 4.0

@@ -211,12 +211,13 @@ class FirstBackwardCheck:
 
 
 def load_tuned(
-    model: WhisperForConditionalGeneration, fingerprint: str, folder: Path
+    model: Any, fingerprint: str, folder: Path, name: str = "default"
 ) -> PeftModel | WhisperForConditionalGeneration:
     """Put what a run trained onto its freshly loaded base.
 
-    An adapter folder gives a PeftModel around `model`; the folder of a full fine-tune gives that
-    model, in the dtype of `model`. `fingerprint` is that of the base `model` was loaded from.
+    An adapter folder gives a PeftModel around `model`, or, where `model` is one already, a further
+    adapter in it called `name`, which from now on is the active one; the folder of a full fine-tune
+    gives that model, in the dtype of `model`. `fingerprint` is that of the base.
 
     Raises StateError where the folder holds neither, is damaged, or belongs to another base.
     """
@@ -228,7 +229,11 @@ def load_tuned(
 
     try:
         with quiet_transformers():
-            return PeftModel.from_pretrained(model, str(folder))
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), name)
+                model.set_adapter(name)
+                return model
+            return PeftModel.from_pretrained(model, str(folder), name)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):  # a RuntimeError too, but not the adapter's fault
             raise

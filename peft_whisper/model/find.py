@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft_whisper.errors import RecipeError
 from peft_whisper.model.base import Base
@@ -30,6 +31,26 @@ def find_base(name: str, revision: str | None = None, *, weights: bool = True) -
         found = Base(name, folder.name, folder)
     found.check(weights=weights)
     return found
+
+
+def base_of(facts: dict[str, Any], moved_to: str | None) -> Base:
+    """The base that an adapter's `facts` name, or the one given in its place.
+
+    Raises RecipeError where it can't be found or used.
+    """
+    recorded = facts["base"]
+    try:
+        if moved_to is not None:
+            return find_base(moved_to)
+        return find_base(recorded["model"], recorded["revision"])
+    except RecipeError as error:
+        reason = str(error).removeprefix("base.model: ")
+        if moved_to is not None:
+            raise RecipeError(f"--base: {reason}") from error
+        raise RecipeError(
+            f"the adapter was trained on {recorded['model']}; if it has moved, give --base. "
+            f"What was found: {reason}"
+        ) from error
 
 
 def download(name: str, revision: str | None, files: list[str]) -> Path:

@@ -7,41 +7,35 @@ unlikely, windows without speech skipped. Earlier text is not given as a prompt.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from peft_whisper.data.labels import MAX_TOKENS, TIMESTAMP_STEP_S
+from peft_whisper.data.audio import SILENCE_RMS, AudioError, rms
+from peft_whisper.data.labels import TIMESTAMP_STEP_S
 from peft_whisper.data.mel import (
     FRAMES_PER_POSITION,
     FULL_POSITIONS,
     HOP,
     SAMPLE_RATE,
-    log_mel,
 )
 from peft_whisper.environment import empty_caches
-from peft_whisper.model.decoder import TokenDecoder
 from peft_whisper.scoring.decode import Decoder, unless_too_large
-from peft_whisper.scoring.search import follow
+from peft_whisper.scoring.listen import TEMPERATURES, Attempt, Listener
+from peft_whisper.scoring.pauses import moved_to_sound, sounding
+from peft_whisper.scoring.words import Word, grouped
 
 if TYPE_CHECKING:
-    from peft_whisper.scoring.search import Greedy
+    from peft_whisper.data.labels import Labels
+    from peft_whisper.data.windows import Stream
 
 WINDOW_FRAMES = FRAMES_PER_POSITION * FULL_POSITIONS  # 3000, of 10 ms: always the full 30 s
 FRAME_S = HOP / SAMPLE_RATE
-WINDOW_TOKENS = MAX_TOKENS // 2
-FIRST_STAMP_BEFORE = 50  # steps of 20 ms: speech begins within the first second, or never
-# Thresholds and temperatures of whisper/transcribe.py.
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-MOST_REPETITIVE = 2.4  # bytes of text to bytes of it compressed
-LEAST_LOGPROB = -1.0  # mean over tokens
-NO_SPEECH = 0.6  # probability
+PAUSE_S = 1.0  # within a segment: there it is cut in two
 
 
 @dataclass(frozen=True)
@@ -51,92 +45,189 @@ class Segment:
     start_s: float
     end_s: float
     text: str
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A window's tokens, end-of-text left out, and what tells whether to believe them."""
-
-    tokens: list[int]
-    text: str
-    logprob: float  # mean over the tokens, end-of-text among them
-    no_speech: float  # probability
-
-    @property
-    def silent(self) -> bool:
-        return self.no_speech > NO_SPEECH and self.logprob <= LEAST_LOGPROB
-
-    @property
-    def doubtful(self) -> bool:
-        spelt = self.text.encode()
-        repetitive = len(spelt) > MOST_REPETITIVE * len(zlib.compress(spelt))
-        return not self.silent and (repetitive or self.logprob < LEAST_LOGPROB)
+    words: tuple[Word, ...] = ()  # none where the base does not say which heads tell their times
 
 
 def transcribe_long(
     decoder: Decoder,
-    waves: Sequence[np.ndarray],
+    sounds: Iterable[Stream],
     language: str | None = None,
     progress: Callable[[float], None] = lambda _seconds: None,
     temperatures: Sequence[float] = TEMPERATURES,
-) -> list[list[Segment]]:
-    """Segments of each recording, in order of time.
+) -> Iterator[tuple[Stream, list[Segment] | AudioError]]:
+    """Each recording with its segments, in order of time; the recordings as they are finished.
+
+    A recording that can't be read to its end is given back with the reason; the others go on.
 
     Args:
-        decoder: as many recordings as its `batch` are decoded at once.
-        waves: float32 (samples,), 16 kHz, of any length.
-        language: what is spoken; an English-only model needs none.
+        decoder: as many recordings as its `batch` are decoded at once; no more are held.
+        language: what is spoken; None: an English-only model needs none, a multilingual one
+            takes for each recording what it hears in its first window.
         progress: called with the seconds that were done since the last call.
         temperatures: the first is tried on each window, the next where it failed.
     """
-    listener = Listener(decoder, language, temperatures)
-    recordings = [Recording(wave, decoder.n_mels) for wave in waves]
+    listener, waiting = Listener(decoder, temperatures), iter(sounds)
+    going: list[Recording] = []
     most = decoder.batch
-    while going := [one for one in recordings if one.seek < one.frames][:most]:
-        windows = torch.stack([one.window() for one in going])
-        found = unless_too_large(partial(listener, windows), len(going))
+    while True:
+        while len(going) < most and (sound := next(waiting, None)) is not None:
+            going.append(Recording(sound, language))
+        ended = [one for one in going if one.failure or one.seek >= one.sound.frames]
+        if ended:
+            going = [one for one in going if one not in ended]
+            yield from ((one.sound, one.failure or one.segments) for one in ended)
+            continue
+        now = going[:most]
+        if not now:
+            return
+        found = unless_too_large(partial(_heard, listener, now), len(now))
         if found is None:
-            most = len(going) // 2
+            most = len(now) // 2
             empty_caches(decoder.whisper.device)
             continue
-        for recording, attempt in zip(going, found, strict=True):
+        for recording, attempt in found:
             before = recording.seek
-            recording.take(attempt, decoder)
+            recording.take(attempt, decoder.labels)
             progress((recording.seek - before) * FRAME_S)
-    return [one.segments for one in recordings]
+
+
+def _heard(listener: Listener, going: Sequence[Recording]) -> list[tuple[Recording, Attempt]]:
+    """What is heard next in each recording; those that can't be read get their `failure`."""
+    found: list[tuple[Recording, Attempt]] = []
+    loud: list[Recording] = []
+    for one in going:
+        try:
+            if one.next_is_silent():
+                found.append((one, SILENCE))
+            else:
+                one.language = one.language or listener.language_of(one.mel)
+                loud.append(one)
+        except AudioError as error:
+            one.failure = error
+    if loud:
+        mel = torch.stack([one.mel for one in loud])
+        languages = [one.language for one in loud]
+        positions = [max(1, one.size // FRAMES_PER_POSITION) for one in loud]
+        found += zip(loud, listener(mel, languages, positions), strict=True)
+    return found
 
 
 class Recording:
-    """A log-mel spectrogram, how far it has been heard, and what was."""
+    """A sound, how far it has been heard, and what was."""
 
-    def __init__(self, wave: np.ndarray, n_mels: int):
-        self.frames = -(-len(wave) // HOP)
-        padded = torch.zeros(1, (self.frames + WINDOW_FRAMES) * HOP)  # the last window: silence
-        padded[0, : len(wave)] = torch.from_numpy(wave)
-        self.mel = log_mel(padded, n_mels)[0]
-        self.seconds = len(wave) / SAMPLE_RATE
+    def __init__(self, sound: Stream, language: str | None):
+        self.sound, self.language = sound, language
         self.seek = 0  # frame
+        self.said_until_s = 0.0
         self.segments: list[Segment] = []
+        self.failure: AudioError | None = None
 
-    def window(self) -> Tensor:
-        """Log-mel (mels, 3000) of the 30 s that come next."""
-        return self.mel[:, self.seek : self.seek + WINDOW_FRAMES]
+    @property
+    def size(self) -> int:
+        """Frames of the next window that lie before the recording's end."""
+        return min(WINDOW_FRAMES, self.sound.frames - self.seek)
 
-    def take(self, attempt: Attempt, decoder: Decoder) -> None:
+    def next_is_silent(self) -> bool:
+        """Read the 30 s that come next; is there no sound in them?"""
+        self.mel, self.wave = self.sound.window(self.seek, WINDOW_FRAMES)
+        return rms(self.wave) < SILENCE_RMS
+
+    def take(self, attempt: Attempt, labels: Labels) -> None:
         """Keep an attempt's segments, and go on behind the last whole one."""
-        size = min(WINDOW_FRAMES, self.frames - self.seek)
+        size = self.size
         if attempt.silent:
             self.seek += size
             return
         offset = self.seek * FRAME_S
-        parts, heard = split(attempt.tokens, decoder.labels.first_timestamp, size)
-        for first, last, tokens in parts:
+        parts, heard = split(attempt.tokens, labels.first_timestamp, size)
+        texts = [labels.plain(tokens) for *_, tokens in parts]
+        for (first, last, _), tokens, words in zip(
+            parts, texts, self._words(texts, attempt.times, heard, labels), strict=True
+        ):
             start = offset + first * TIMESTAMP_STEP_S
-            end = min(offset + last * TIMESTAMP_STEP_S, self.seconds)
-            text = decoder.labels.decode(tokens)
-            if text and start < end:
-                self.segments.append(Segment(round(start, 2), round(end, 2), text))
+            end = min(offset + last * TIMESTAMP_STEP_S, self.sound.seconds)
+            text = labels.decode(tokens)
+            if any(map(str.isalnum, text)) and start < end:
+                self.segments.append(Segment(round(start, 2), round(end, 2), text, words))
         self.seek += heard
+
+    def _words(
+        self, texts: Sequence[Sequence[int]], times: Sequence[float], heard: int, labels: Labels
+    ) -> list[tuple[Word, ...]]:
+        """The words of each text, whose tokens begin at `times` of the window; () without them.
+
+        `heard`: frames of the window that these texts are of.
+        """
+        if not times:
+            return [()] * len(texts)
+        words, counts, at = [], [], 0
+        for tokens in texts:
+            groups = grouped(labels, tokens, self.language)
+            counts.append(len(groups))
+            for group in groups:
+                start, end = times[at], times[at + len(group)]
+                words.append(Word(start, end, labels.tokenizer.decode(group)))
+                at += len(group)
+        sound = sounding(self.wave[: self.size * HOP])
+        sound[: max(0, round(self.said_until_s / FRAME_S) - self.seek)] = False  # told before
+        moved = moved_to_sound(words, sound[:heard])
+        told = iter(self._placed(word) for word in moved)
+        return [tuple(islice(told, count)) for count in counts]
+
+    def _placed(self, word: Word) -> Word:
+        """A word of the window by the recording's time, to 10 ms."""
+        start, end = (round(self.seek * FRAME_S + at, 2) for at in (word.start_s, word.end_s))
+        start = max(start, self.said_until_s)
+        self.said_until_s = end = max(start, end)
+        return Word(start, end, word.text)
+
+
+def ended_at_pauses(segments: Sequence[Segment]) -> list[Segment]:
+    """Segments whose words' times are known, cut where they pause, from first to last word.
+
+    A segment of Whisper begins where the one before ended, and may hold what was said before and
+    after a long pause.
+    """
+    found: list[Segment] = []
+    for one in segments:
+        if not one.words:
+            found.append(one)
+            continue
+        cuts = [
+            at
+            for at in range(1, len(one.words))
+            if one.words[at].start_s - one.words[at - 1].end_s >= PAUSE_S
+        ]
+        for first, last in zip([0, *cuts], [*cuts, len(one.words)], strict=True):
+            words = one.words[first:last]
+            text = "".join(word.text for word in words).strip()
+            found.append(Segment(words[0].start_s, words[-1].end_s, text, words))
+    return _lasting(found)
+
+
+def _lasting(segments: Sequence[Segment]) -> list[Segment]:
+    """A segment whose words were given no time takes a step of it, where there is one beside it.
+
+    Where there is none it is put to the segment before.
+    """
+    found: list[Segment] = []
+    for at, one in enumerate(segments):
+        start, end = one.start_s, one.end_s
+        if start >= end:
+            behind = segments[at + 1].start_s if at + 1 < len(segments) else end
+            before = found[-1].end_s if found else 0.0
+            end = max(start, min(start + TIMESTAMP_STEP_S, behind))
+            start = start if end > start else max(before, start - TIMESTAMP_STEP_S)
+        if start < end or not found:
+            found.append(replace(one, start_s=round(start, 2), end_s=round(end, 2)))
+        else:
+            last = found[-1]
+            text = f"{last.text} {one.text}"
+            found[-1] = replace(last, text=text, words=last.words + one.words)
+    return found
+
+
+SILENCE = Attempt([], "", -float("inf"), 1.0)
 
 
 def split(
@@ -159,105 +250,3 @@ def split(
     parts = [list(tokens[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)]
     found = [(part[0] - first_timestamp, part[-1] - first_timestamp, part) for part in parts]
     return found, frames if finished else found[-1][1] * FRAMES_PER_POSITION
-
-
-class Listener:
-    """Decodes windows with timestamps, again at higher temperatures where it went wrong."""
-
-    def __init__(self, decoder: Decoder, language: str | None, temperatures: Sequence[float]):
-        self.decoder, self.greedy, self.temperatures = decoder, decoder.search(), temperatures
-        self.prefix = decoder.labels.prefix(language, timestamps=True)
-        self.random = torch.Generator(decoder.whisper.device).manual_seed(0)
-
-    def __call__(self, mel: Tensor) -> list[Attempt]:
-        """An attempt for each window (windows, mels, 3000)."""
-        with self.decoder.working():
-            heard = self.decoder.encoded(mel)
-            found = self._attempt(heard, self.temperatures[0])
-            for temperature in self.temperatures[1:]:
-                again = [row for row, one in enumerate(found) if one.doubtful]
-                if not again:
-                    break
-                attempts = self._attempt(heard[again], temperature)
-                for row, attempt in zip(again, attempts, strict=True):
-                    found[row] = attempt
-        return found
-
-    def _attempt(self, heard: Tensor, temperature: float) -> list[Attempt]:
-        greedy, labels = self.greedy, self.decoder.labels
-        rows = len(heard)
-        limit = min(WINDOW_TOKENS, MAX_TOKENS - len(self.prefix))
-        decoder = TokenDecoder(greedy.whisper, [heard], len(self.prefix) + limit - 1)
-        hidden = decoder(torch.tensor([self.prefix] * rows, device=heard.device))
-        first = greedy.vocabulary(hidden[:, 0]).float().softmax(-1)
-        no_speech = first[:, labels.first_timestamp - 2].tolist()
-        rules = TimestampRules(greedy, labels.first_timestamp, rows, temperature, self.random)
-        ids = follow(decoder, greedy.vocabulary, hidden[:, -1], limit, greedy.end, rules.choose)
-        return [
-            Attempt(tokens, labels.decode(tokens), logprob, silence)
-            for tokens, logprob, silence in zip(ids, rules.logprobs(), no_speech, strict=True)
-        ]
-
-
-class TimestampRules:
-    """Chooses tokens so that timestamps come in pairs and never go back.
-
-    The rules of whisper/decoding.py (ApplyTimestampRules), for all rows at once.
-    """
-
-    def __init__(
-        self, greedy: Greedy, first: int, rows: int, temperature: float, random: torch.Generator
-    ):
-        self.greedy, self.first, self.temperature, self.random = greedy, first, temperature, random
-        device = greedy.never.device
-        # Tokens before the next one; where there is none yet, it counts as a timestamp.
-        self.last = torch.full((rows,), first, device=device)
-        self.before = torch.full_like(self.last, first)
-        self.stamp = torch.full_like(self.last, -1)  # latest, counted from `first`
-        self.total = torch.zeros(rows, device=device)  # log-probability
-        self.count = torch.zeros_like(self.last)
-
-    def choose(self, logits: Tensor, rows: Tensor, step: int) -> Tensor:
-        """Token (rows,) of logits (rows, vocabulary)."""
-        logits = logits.float()
-        logits[:, self.first - 1] = -torch.inf  # <|notimestamps|>
-        self.greedy.suppress(logits, step)
-        self._keep_pairs(logits, rows, step)
-        text, stamps = logits[:, : self.first], logits[:, self.first :]
-        text.masked_fill_((stamps.logsumexp(-1) > text.amax(-1))[:, None], -torch.inf)
-        if self.temperature:
-            chances = (logits / self.temperature).softmax(-1)
-            token = chances.multinomial(1, generator=self.random)[:, 0]
-        else:
-            token = logits.argmax(-1)
-        self._note(logits, token, rows)
-        return token
-
-    def logprobs(self) -> list[float]:
-        """Mean log-probability of each row's tokens, end-of-text among them."""
-        means: list[float] = (self.total / self.count.clamp(min=1)).tolist()
-        return means
-
-    def _keep_pairs(self, logits: Tensor, rows: Tensor, step: int) -> None:
-        text, stamps = logits[:, : self.first], logits[:, self.first :]
-        if step == 0:
-            text.fill_(-torch.inf)
-            stamps[:, FIRST_STAMP_BEFORE + 1 :] = -torch.inf
-            return
-        last, before = self.last[rows] >= self.first, self.before[rows] >= self.first
-        closed = last & ~before  # now its like opens the next segment, or all ends
-        text[:, : self.greedy.end].masked_fill_(closed[:, None], -torch.inf)
-        lowest = self.stamp[rows] + (~closed).long()
-        earlier = torch.arange(stamps.shape[1], device=rows.device) < lowest[:, None]
-        stamps.masked_fill_(earlier | (last & before)[:, None], -torch.inf)
-
-    def _note(self, logits: Tensor, token: Tensor, rows: Tensor) -> None:
-        """Remember what the rules and the mean need to know of a row."""
-        last, end = self.last[rows], self.greedy.end
-        going = last != end
-        logprob = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        self.total[rows] += logprob * going
-        self.count[rows] += going
-        stamp = token - self.first
-        self.stamp[rows] = torch.where(stamp >= 0, stamp, self.stamp[rows])
-        self.before[rows], self.last[rows] = last, torch.where(going, token, end)
