@@ -170,7 +170,7 @@ def make_trainer(
 ) -> Seq2SeqTrainer:
     """A Seq2SeqTrainer of the recipe's schedule; `micro` clips pass at once."""
     import torch
-    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+    from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
     rules = session.recipe.training
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -198,7 +198,7 @@ def make_trainer(
         dataloader_pin_memory=torch.accelerator.is_available(),
         seed=session.recipe.seed,
     )
-    return Seq2SeqTrainer(
+    trainer = Seq2SeqTrainer(
         model=model,
         args=arguments,
         train_dataset=train,
@@ -207,6 +207,8 @@ def make_trainer(
         optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)),
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)  # what it would print is measured by who calls
+    return trainer
 
 
 def transcribe(
