@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,7 @@ from peft_whisper.environment import machine, machine_name, versions
 from peft_whisper.errors import run
 from peft_whisper.files import write_json
 from peft_whisper.model.base import quiet_transformers
+from peft_whisper.recipe import with_training
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import Session, open_session
 from peft_whisper.terminal import Terminal, progress
@@ -51,19 +54,19 @@ def main(argv: list[str] | None = None) -> int:
     args = made.parse_intermixed_args(argv)
     console = Terminal()
     session = open_session(load_recipe(args.recipe, args.overrides), console)
-    with quiet_transformers():
-        facts = compare(session, args.rounds, console)
-    show(facts, console)
     about = {"kind": "measured", "recipe": session.recipe.name}
     about |= {"machine": machine(), "versions": versions()}
     target = RESULTS / machine_name() / "speed.json"
-    write_json(target, about | facts)
+    with quiet_transformers():
+        for facts in compare(session, args.rounds, console):
+            write_json(target, about | facts)  # what is known so far
+    show(facts, console)
     console.print(f"kept: {target}")
     return 0
 
 
-def compare(session: Session, rounds: int, console: Console) -> dict[str, Any]:
-    """All that is measured: `rows` of seconds a clip, `wer` of what was trained, by decoder."""
+def compare(session: Session, rounds: int, console: Console) -> Iterator[dict[str, Any]]:
+    """What is measured so far: `rows` of seconds a clip, `wer` of what was trained, by decoder."""
     from rivals.hf_trainer import make_processor, planned_updates, prepare
     from turns import Ours, Rival
 
@@ -76,9 +79,12 @@ def compare(session: Session, rounds: int, console: Console) -> dict[str, Any]:
     evaluation, wer = score_both(ours, rival, rounds, console)
     rows.append(evaluation)
     del ours, rival
-    rows += [long_clips(session, seconds, precision, micro, rounds) for seconds in LENGTHS_S]
     rival_is = {"precision": precision, "micro": micro, "tried": tried}
-    return {"rival": rival_is, "updates": updates, "rows": rows, "wer": wer}
+    facts = {"rival": rival_is, "updates": updates, "rows": rows, "wer": wer}
+    yield facts
+    for seconds in LENGTHS_S:
+        rows.append(long_clips(session, seconds, precision, micro, rounds))
+        yield facts
 
 
 def fastest(session: Session, train: list[Example], console: Console) -> tuple[str, int, Rows]:
@@ -153,6 +159,8 @@ def long_clips(
     from turns import Ours, Rival
 
     clips = session.layout(1).clips_per_update
+    recipe = with_training(session.recipe, updates=rounds + 1, epochs=None, warmup=0)
+    session = replace(session, recipe=recipe)
     with tempfile.TemporaryDirectory() as folder:
         long = joined(session, seconds, clips * (rounds + 1), Path(folder))
         train = prepare(long.splits.train, make_processor(session), session.recipe.data.channel)

@@ -17,6 +17,7 @@ from peft_whisper.session import Session, open_session
 UPDATES = 3
 SAME = (  # no randomness, all clips in every update, all of them at 30 s
     f"training.updates={UPDATES}",
+    "training.warmup=2",
     "training.batch=20",
     "training.accumulation=1",
     "context.jitter_positions=0",
@@ -89,7 +90,7 @@ def test_the_speed_benchmark_measures_all_it_promises(session: Session, monkeypa
     import speed
 
     monkeypatch.setattr(speed, "MICROS", (5,))
-    facts = speed.compare(session, 1, Console(quiet=True))
+    *_, facts = speed.compare(session, 1, Console(quiet=True))
     assert {row["what"]: row["bar"] for row in facts["rows"]} == speed.BARS
     assert all(row["ours_s"] > 0 and row["rival_s"] > 0 for row in facts["rows"])
     assert facts["updates"] == UPDATES and len(facts["rival"]["tried"]) == 2
