@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -97,12 +98,15 @@ def fastest(session: Session, train: list[Example], console: Console) -> tuple[s
         for micro in MICROS:
             rival = Rival(session, precision, micro, 2, train)
             rival.update()
-            tried.append({"precision": precision, "micro": micro, "update_s": rival.update()})
-    best = min(tried, key=lambda one: one["update_s"])
-    shown = ", ".join(
-        f"{one['precision']} x {one['micro']} {one['update_s']:.1f} s" for one in tried
+            began = time.process_time()  # of the cores alone: other work must not choose
+            rival.update()
+            seconds = time.process_time() - began
+            tried.append({"precision": precision, "micro": micro, "core_s": seconds})
+    best = min(tried, key=lambda one: one["core_s"])
+    shown = ", ".join(f"{one['precision']} x {one['micro']} {one['core_s']:.1f} s" for one in tried)
+    console.print(
+        f"an update of the rival, seconds of a core: {shown}; it runs in the fastest of these"
     )
-    console.print(f"an update of the rival: {shown}; it runs in the fastest of these")
     return best["precision"], best["micro"], tried
 
 
