@@ -17,23 +17,17 @@ import pytest
 import torch
 import whispers
 from accelerate import Accelerator
-from memory import RAGGED, logged, recipe_of, small_whisper
 from rich.console import Console
 from test_stream import clip, stored
 from test_train import REPOSITORY, command, losses, make_place, train
-from torch.utils.flop_counter import FlopCounterMode
 
 from peft_whisper.data.audio import AudioRef
 from peft_whisper.data.audit import Clip
 from peft_whisper.data.batches import Batch, Context, Layout, MicroBatch
 from peft_whisper.data.labels import Labels
 from peft_whisper.errors import NoRoomError
-from peft_whisper.memory.account import find_peak
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable
-from peft_whisper.model.base import quiet_transformers
-from peft_whisper.model.encoder import encode_below, whisper_of
-from peft_whisper.model.sizes import Blueprint
-from peft_whisper.planning.tracing import TrainingTrace, fake
+from peft_whisper.model.encoder import whisper_of
 from peft_whisper.recipe_sections import Data, Source, Training
 from peft_whisper.training import frozen
 from peft_whisper.training.frozen import heard_pairs, micro_batches, run_frozen_layers
@@ -369,31 +363,3 @@ def test_a_base_whose_layers_are_all_adapted_is_refused(place: Path) -> None:
 
 
 # What it takes
-
-
-@pytest.mark.parametrize("encoder", ["none", "top 1"])
-def test_a_trace_is_what_the_allocator_logs_and_leaves_the_frozen_layers_out(
-    encoder: str, tmp_path: Path
-) -> None:
-    base = small_whisper(tmp_path)
-    recipe = recipe_of({"rank": 8, "dropout": 0.1}, {}, {})
-    adapter = recipe.adapter.model_copy(update={"encoder_layers": encoder})
-    peaks, flops = {}, {}
-    for cache in ("none", "disk"):
-        training = recipe.training.model_copy(update={"frozen_cache": cache})
-        ours = recipe.model_copy(update={"adapter": adapter, "training": training})
-        with fake("cpu"), quiet_transformers():
-            trace = TrainingTrace(ours, Blueprint(base.config()), "cpu")
-            trace.step(RAGGED)
-        peaks[cache], flops[cache] = find_peak(trace.line, round_to=1).size, trace.line.flops
-        real = logged(ours, base, RAGGED)
-        assert peaks[cache] == pytest.approx(real, rel=0.001)
-    layers = 3 if encoder == "none" else 2
-    whisper = base.load("float32")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        for shape in RAGGED:
-            mel = torch.zeros(shape.clips, 80, 2 * shape.positions)
-            encode_below(whisper.model.encoder, mel, layers)
-    saved = flops["none"] - flops["disk"]
-    print(f"encoder {encoder}: {peaks['disk'] / peaks['none']:.2f} of the peak without the cache")
-    assert saved == pytest.approx(counter.get_total_flops(), rel=1e-3)

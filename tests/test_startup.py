@@ -10,7 +10,7 @@ from pathlib import Path
 
 from test_train import REPOSITORY
 
-BUDGET_S = 15.0
+BUDGET_S = 20.0  # 11.4 measured alone; beside other work a core takes longer for the same
 # What `train` does before its opening validation, and one update, each part with its CPU seconds.
 # On one core: threads that wait for each other on a busy machine would count too.
 SOURCE = """
