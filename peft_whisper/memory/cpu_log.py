@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def logged_peak(work: Callable[[], object]) -> int:
     """Most bytes allocated while `work` runs, all that was there before included."""
-    standing = _alive()
+    standing = alive()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
         work()
     changes = sorted(
@@ -24,7 +24,7 @@ def logged_peak(work: Callable[[], object]) -> int:
     return standing + max(accumulate(size for _, size in changes))
 
 
-def _alive() -> int:
+def alive() -> int:
     """Bytes of every tensor there is now; those without storage are not."""
     gc.collect()
     kinds = (torch.Tensor, torch.nn.Parameter)
