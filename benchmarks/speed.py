@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the recipe")
     made.add_argument("--rounds", type=int, default=3, help="of all that is not the training run")
     args = made.parse_intermixed_args(argv)
+    if args.rounds < 1:
+        made.error(f"--rounds {args.rounds}: write 1 or more")
     console = Terminal()
     session = open_session(load_recipe(args.recipe, args.overrides), console)
     about = {"kind": "measured", "recipe": session.recipe.name}

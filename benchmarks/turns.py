@@ -55,13 +55,13 @@ class Ours:
     """The product's own updates, stream and decoder, as `peft_whisper.train` runs them."""
 
     def __init__(self, session: Session, updates: int, full_share: float | None = None):
-        console = Console(quiet=True)
-        session, _ = choose_precision(session, "cpu", console)
+        console, accelerator = Console(quiet=True), own_accelerator()
+        session, _ = choose_precision(session, accelerator.device.type, console)
         self.session, self.done = session, 0
         course = replace(make_course(session, 1), updates=updates)
         if full_share is not None:
             course = replace(course, context=replace(course.context, full_share=full_share))
-        self.updater, self.model = make_updater(session, own_accelerator())
+        self.updater, self.model = make_updater(session, accelerator)
         if self.updater.first_layer is not None:
             course = run_frozen_layers(course, self.updater, "memory", Path(), console)
         self.course = course
@@ -105,7 +105,7 @@ class Rival(TrainerCallback):
         updates: int,
         train: list[hf_trainer.Example],
     ):
-        self.session, self.clips_seen = session, 0
+        self.session = session
         self.processor = hf_trainer.make_processor(session)
         self.model = hf_trainer.make_model(session)
         self.trainer = hf_trainer.make_trainer(

@@ -99,7 +99,7 @@ def check_run(folder: Path) -> Path:
 
     Raises StateError with the name of the first file that is missing or damaged.
     """
-    from peft_whisper.model.adapters import read_facts
+    from peft_whisper.model.trained import read_facts
 
     tuned = next((folder / name for name in TRAINED if (folder / name).is_dir()), None)
     if tuned is None or not (folder / "recipe.yaml").is_file():
@@ -206,7 +206,7 @@ def open_scoring(recipe: Recipe, tuned: Path, console: Console) -> Session:
     """
     from peft_whisper.data.scripts import visible
     from peft_whisper.data.splits import open_splits, refuse_leaks_and_rejects
-    from peft_whisper.model.adapters import check_trained, read_facts
+    from peft_whisper.model.trained import check_trained, read_facts
 
     base, labels, n_mels = open_base(recipe, weights=True)
     check_trained(tuned, read_facts(tuned), base.fingerprint)

@@ -42,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    from peft_whisper.model.adapters import read_facts
     from peft_whisper.model.find import base_of
+    from peft_whisper.model.trained import read_facts
 
     args = parser().parse_args(argv)
     facts = read_facts(args.adapter)
@@ -69,8 +69,8 @@ def merge(adapter: Path, base: Base, target: Path) -> float:
     """
     from transformers import WhisperForConditionalGeneration
 
-    from peft_whisper.model.adapters import check_trained, load_tuned, read_facts
     from peft_whisper.model.base import quiet_transformers
+    from peft_whisper.model.trained import check_trained, load_tuned, read_facts
     from peft_whisper.training.checkpoint import copy_processor
 
     check_trained(adapter, read_facts(adapter), base.fingerprint)

@@ -222,7 +222,8 @@ def transcripts(session: Session, tuned: Path, device: str, console: Console) ->
 
     Both are read from disk, so that what is scored is what a user would load.
     """
-    from peft_whisper.model.adapters import load_tuned, merged
+    from peft_whisper.model.adapters import merged
+    from peft_whisper.model.trained import load_tuned
 
     clips = session.splits.test
     held = session.recipe.base

@@ -42,8 +42,9 @@ class Systems:
 
         The base is loaded once, and the adapters are folded into it one after another.
         """
-        from peft_whisper.model.adapters import load_tuned, merged
+        from peft_whisper.model.adapters import merged
         from peft_whisper.model.encoder import whisper_of
+        from peft_whisper.model.trained import load_tuned
 
         model: Any = None
         if self.base is not None:
@@ -69,8 +70,8 @@ def find_systems(
     Raises RecipeError for what can't be found, StateError for what is damaged or belongs to
     another base.
     """
-    from peft_whisper.model.adapters import check_trained, read_facts
     from peft_whisper.model.find import base_of, find_base
+    from peft_whisper.model.trained import check_trained, read_facts
 
     trained = trained_in(Path(model))
     folders = [*adapters]
@@ -113,7 +114,7 @@ def _found(model: str) -> Base:
 
 
 def _adapter(folder: Path, base: Base | None) -> Path:
-    from peft_whisper.model.adapters import check_trained, read_facts
+    from peft_whisper.model.trained import check_trained, read_facts
 
     found = trained_in(folder) or folder
     facts = read_facts(found)

@@ -22,7 +22,7 @@ from peft_whisper.model.decoder import GROWTH, TokenDecoder, Vocabulary
 from peft_whisper.model.encoder import TokenLoss, encode, whisper_of
 from peft_whisper.model.quantized import quantize
 from peft_whisper.scoring.decode import Decoder
-from peft_whisper.scoring.search import Greedy, greedy
+from peft_whisper.scoring.search import Greedy
 
 WORDS = range(300, 330)  # all that the random models may say, so that they often end too
 
@@ -83,7 +83,7 @@ PREFIX = torch.tensor([[50_257, 50_362]] * 12)
 def test_random_model_equals_generate(clips: int, positions: int) -> None:
     model, heard, prefix = random_whisper(), sounds(clips, positions), PREFIX[:clips]
     with torch.inference_mode():
-        ours = greedy(model, heard, prefix, settings(), 40)
+        ours = Greedy(model, settings())([heard], prefix, 40)
         assert ours == generated(model, heard, prefix, 40, settings())
     assert all(token in WORDS for row in ours for token in row)
     assert all(row[0] != 310 for row in ours)
@@ -94,7 +94,7 @@ def test_rows_of_different_languages_equal_generate() -> None:
     model, heard = random_whisper(51_865), sounds(12, 64)
     prefix = torch.tensor([[50_258, 50_259 + row, 50_359, 50_363] for row in range(12)])
     with torch.inference_mode():
-        ours = greedy(model, heard, prefix, settings(50_257), 40)
+        ours = Greedy(model, settings(50_257))([heard], prefix, 40)
         assert ours == generated(model, heard, prefix, 40, settings(50_257))
     assert len({len(row) for row in ours}) > 3
 
@@ -123,9 +123,9 @@ def test_every_kind_of_layer_equals_generate(kind: str) -> None:
         model = with_adapter(model)
     heard = sounds(12, 256, model.dtype)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
-        ours = greedy(model, heard, PREFIX, settings(), 40)
+        ours = Greedy(model, settings())([heard], PREFIX, 40)
         assert ours == generated(model, heard, PREFIX, 40, settings())
-        plain = greedy(random_whisper(), sounds(12, 256), PREFIX, settings(), 40)
+        plain = Greedy(random_whisper(), settings())([sounds(12, 256)], PREFIX, 40)
     assert kind in ("bf16", "autocast") or ours != plain
     assert len({tuple(row) for row in ours}) > 5
 
@@ -147,7 +147,7 @@ def test_finished_rows_are_dropped_when_they_are_half() -> None:
         lambda _module, args: fed.append(len(args[0]))
     )
     with torch.inference_mode():
-        ours = greedy(model, sounds(12, 256), PREFIX, settings(), 40)
+        ours = Greedy(model, settings())([sounds(12, 256)], PREFIX, 40)
     live = [sum(len(row) >= step for row in ours) for step in range(40)]
     assert len(fed) == min(40, max(map(len, ours)) + 1)
     assert fed[0] == 12 and fed[-1] < 6
@@ -188,7 +188,7 @@ def test_real_model_equals_generate(demo, dtype: str) -> None:
     prefix = torch.tensor([[50_257, 50_362]] * len(waves))
     with torch.inference_mode():
         heard = encode(model.model.encoder, log_mel(pad_waves(waves, 1500), 80).to(model.dtype))
-        ours = greedy(model, heard, prefix, generation, 48)
+        ours = Greedy(model, generation)([heard], prefix, 48)
         theirs = generated(model, heard, prefix, 48, generation)
     assert ours == theirs
     lengths = sorted({len(row) for row in ours})

@@ -12,8 +12,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_whisper import merge
 from peft_whisper.errors import RecipeError, StateError
-from peft_whisper.model.adapters import Adapter, attach, load_tuned, read_facts, trainable
+from peft_whisper.model.adapters import Adapter, attach, trainable
 from peft_whisper.model.find import find_base
+from peft_whisper.model.trained import load_tuned, read_facts
 from peft_whisper.training import checkpoint
 from peft_whisper.training.optim import Masters
 

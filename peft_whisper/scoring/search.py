@@ -122,14 +122,3 @@ def follow(
             rows, token, done = rows[live], token[live], done[live]
         hidden = decoder(token[:, None])[:, -1]
     return [row[: row.index(end)] if end in row else row for row in out.tolist()]
-
-
-def greedy(
-    whisper: WhisperForConditionalGeneration,
-    heard: Tensor,
-    prefix: Tensor,
-    generation: GenerationConfig,
-    max_tokens: int,
-) -> list[list[int]]:
-    """Most likely tokens of each row of `heard` after `prefix`; see Greedy."""
-    return Greedy(whisper, generation)([heard], prefix, max_tokens)
