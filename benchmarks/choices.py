@@ -54,11 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     about = {"kind": "measured", "machine": machine(), "versions": versions()}
     for group in args.groups or CHOICES:
         for overrides in CHOICES[group]:
-            if any(row["overrides"] == list(overrides) for row in kept):
+            row = {"recipe": args.recipe, "group": group, "overrides": list(overrides)}
+            if any(row.items() <= known.items() for known in kept):
                 continue
-            row = {"group": group, "overrides": list(overrides)}
             kept.append(row | train_and_score(args.recipe, overrides, console))
-            write_json(target, about | {"recipe": args.recipe, "rows": kept})
+            write_json(target, about | {"rows": kept})
     show(kept, console)
     return 0
 

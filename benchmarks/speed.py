@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         made.error(f"--rounds {args.rounds}: write 1 or more")
     console = Terminal()
     session = open_session(load_recipe(args.recipe, args.overrides), console)
-    about = {"kind": "measured", "recipe": session.recipe.name}
+    about = {"kind": "measured", "recipe": session.recipe.name, "overrides": args.overrides}
     about |= {"machine": machine(), "versions": versions()}
     target = RESULTS / machine_name() / "speed.json"
     with quiet_transformers():
