@@ -61,6 +61,9 @@ COMBINATIONS: list[tuple[dict, dict, dict, tuple[Shape, ...]]] = [
     (ALL, BF16 | {"quantize": "int8"}, {"recompute": "all", "optimizer": "adamw8bit"}, STEP),
     (QV, BF16 | {"quantize": "nf4"}, {"recompute": "1/2"}, RAGGED),
     (ALL, BF16 | {"quantize": "nf4"}, {"recompute": "all"}, STEP),
+    (ALL | {"encoder_layers": "none"}, FP32, {}, RAGGED),
+    (ALL | {"encoder_layers": "none"}, FP32, {"frozen_cache": "disk"}, RAGGED),
+    (ALL | {"encoder_layers": "top 1"}, FP32, {"frozen_cache": "disk"}, RAGGED),
 ]
 
 
@@ -122,7 +125,9 @@ def compare(base: Base, adapter: dict, held: dict, training: dict, step: tuple) 
         "full" if adapter == FULL else "q,v" if adapter == QV else "all-linear",
         held.get("quantize", ""),
         {id(AUTO): "fp32+bf16"}.get(id(held), held.get("precision", "fp32")),
+        f"encoder {adapter['encoder_layers']}" if "encoder_layers" in adapter else "",
         f"recompute {recipe.training.recompute}",
+        {"none": ""}.get(recipe.training.frozen_cache, "kept outputs"),
         recipe.training.optimizer,
         "3 ragged micro-steps" if step == RAGGED else "",
     ]
@@ -139,6 +144,7 @@ def recipe_of(adapter: dict, held: dict, training: dict) -> Recipe:
             "base": {"model": "small"} | base,
             "data": {"train": nowhere, "validation": nowhere, "test": nowhere},
             "adapter": adapter,
+            "context": {"jitter_positions": 0, "full_share": 0},
             "training": {"updates": 9, "learning_rate": 1e-5, "batch": 8}
             | {"precision": held.get("precision", "fp32")}
             | training,

@@ -23,7 +23,6 @@ from peft_whisper.model.adapters import (
     FirstBackwardCheck,
     attach,
     expected_parameters,
-    load_tuned,
     merged,
     trainable,
     trainable_count,
@@ -39,6 +38,7 @@ from peft_whisper.model.quantized import (
     quantize,
 )
 from peft_whisper.model.recompute import recompute
+from peft_whisper.model.trained import load_tuned
 from peft_whisper.training import checkpoint
 from peft_whisper.training.optim import Masters
 
