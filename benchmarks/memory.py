@@ -61,6 +61,7 @@ COMBINATIONS: list[tuple[dict, dict, dict, tuple[Shape, ...]]] = [
     (ALL, BF16 | {"quantize": "int8"}, {"recompute": "all", "optimizer": "adamw8bit"}, STEP),
     (QV, BF16 | {"quantize": "nf4"}, {"recompute": "1/2"}, RAGGED),
     (ALL, BF16 | {"quantize": "nf4"}, {"recompute": "all"}, STEP),
+    (ALL, AUTO, {"attention": "tiled", "recompute": "1/2"}, RAGGED),
     (ALL | {"encoder_layers": "none"}, FP32, {}, RAGGED),
     (ALL | {"encoder_layers": "none"}, FP32, {"frozen_cache": "disk"}, RAGGED),
     (ALL | {"encoder_layers": "top 1"}, FP32, {"frozen_cache": "disk"}, RAGGED),
@@ -128,6 +129,7 @@ def compare(base: Base, adapter: dict, held: dict, training: dict, step: tuple) 
         f"encoder {adapter['encoder_layers']}" if "encoder_layers" in adapter else "",
         f"recompute {recipe.training.recompute}",
         {"none": ""}.get(recipe.training.frozen_cache, "kept outputs"),
+        {"torch": ""}.get(recipe.training.attention, "attention in tiles"),
         recipe.training.optimizer,
         "3 ragged micro-steps" if step == RAGGED else "",
     ]

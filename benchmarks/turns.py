@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from peft_whisper.assembly import make_updater
 from peft_whisper.model.adapters import merged, trainable
-from peft_whisper.opening import choose_precision
+from peft_whisper.opening import choose_fastest
 from peft_whisper.session import Session
 from peft_whisper.train import make_course, start_accelerator
 from peft_whisper.training.frozen import run_frozen_layers
@@ -56,7 +56,7 @@ class Ours:
 
     def __init__(self, session: Session, updates: int, full_share: float | None = None):
         console, accelerator = Console(quiet=True), own_accelerator()
-        session, _ = choose_precision(session, accelerator.device.type, console)
+        session, _ = choose_fastest(session, accelerator.device.type, console)
         self.session, self.done = session, 0
         course = replace(make_course(session, 1), updates=updates)
         if full_share is not None:

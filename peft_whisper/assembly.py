@@ -39,6 +39,6 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     if compiled:
         compile_layers(whisper)
     else:
-        join_attention(whisper)
+        join_attention(whisper, recipe.training.attention == "tiled")
     check = FirstBackwardCheck(whisper, adapter)
     return Updater(accelerator, model, recipe.training, check, session.first_layer()), model

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,9 @@ _OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def cores() -> int:
@@ -106,6 +111,19 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     # torch's allocator on the CPU and NVIDIA's libraries have no exception of their own for it.
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks that were freed, where it would return them to the system.
+
+    Each tensor of more than 32 MB would come as new pages, which the kernel fills with zeros one by
+    one: casting tiny.en's embedding takes 18 ms so, and 3 ms in memory that was kept. Elsewhere
+    (musl, macOS, Windows) nothing is changed.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_MMAP_MAX, 0)
 
 
 def empty_caches(device: torch.device) -> None:

@@ -37,27 +37,34 @@ def open_everywhere(
         make_way(folder)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         check_splits(session, folder, console)
-        session, precision = choose_precision(session, accelerator.device.type, console)
+        session, found = choose_fastest(session, accelerator.device.type, console)
         session, memory = check_memory(session, accelerator.num_processes, console)
         write_text(folder / "recipe.yaml", dump_recipe(session.recipe))
-        found = {"precision": precision, "memory": memory}
-        box = [(session, {name: facts for name, facts in found.items() if facts})]
+        box = [(session, found | ({"memory": memory} if memory else {}))]
     broadcast_object_list(box)
     return box[0]
 
 
-def choose_precision(session: Session, device: str, console: Console) -> tuple[Session, Facts]:
-    """Resolve `training.precision: auto` for this computer and torch device; say what it is.
+def choose_fastest(session: Session, device: str, console: Console) -> tuple[Session, Facts]:
+    """Resolve what the recipe leaves to this computer and torch device, and say what it is.
 
-    Returns the session, and what environment.json records (empty where the recipe had chosen).
+    These are `auto` of training.precision and training.attention. Returns the session, and what
+    environment.json records of each that the recipe had not chosen.
     """
+    session, precision = _choose_precision(session, device, console)
+    session, attention = _choose_attention(session, device, console)
+    found = {"precision": precision, "attention": attention}
+    return session, {name: facts for name, facts in found.items() if facts}
+
+
+def _choose_precision(session: Session, device: str, console: Console) -> tuple[Session, Facts]:
     if session.recipe.training.precision != "auto":
         return session, {}
     facts: Facts = {}
     if device == "cpu":
-        from peft_whisper.training.precision import PAYS, times_as_fast
+        from peft_whisper.training.fastest import PAYS, bf16_times_as_fast
 
-        times = times_as_fast(session.base.config())
+        times = bf16_times_as_fast(session.base.config())
         recipe = with_training(session.recipe, precision="bf16" if times >= PAYS else "fp32")
         facts = {"bf16_times_fp32": round(times, 2)}
         why = f"a layer trains {times:.1f}x as fast in bf16 as in fp32 here (measured)"
@@ -69,6 +76,25 @@ def choose_precision(session: Session, device: str, console: Console) -> tuple[S
         why = f"the best that {card.title} has"
     chosen = recipe.training.precision
     console.print(f"precision: {chosen}; {why}")
+    return replace(session, recipe=recipe), {"chosen": chosen} | facts
+
+
+def _choose_attention(session: Session, device: str, console: Console) -> tuple[Session, Facts]:
+    training = session.recipe.training
+    if training.attention != "auto":
+        return session, {}
+    facts: Facts = {}
+    chosen = "torch"
+    if device == "cpu":
+        from peft_whisper.training.fastest import PAYS, tiles_times_as_fast
+        from peft_whisper.training.precision import DTYPES
+
+        times = tiles_times_as_fast(session.base.config(), DTYPES[training.precision])
+        facts = {"tiled_times_torch": round(times, 2)}
+        chosen = "tiled" if times >= PAYS else "torch"
+        why = f"tiles are {times:.1f}x as fast as torch's kernel here in {training.precision}"
+        console.print(f"attention: {chosen}; {why} (measured)")
+    recipe = with_training(session.recipe, attention=chosen)
     return replace(session, recipe=recipe), {"chosen": chosen} | facts
 
 

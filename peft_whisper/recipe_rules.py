@@ -172,6 +172,12 @@ def _compiled(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             "a compiled layer decides itself what it keeps; write training.recompute: none, or "
             "training.compile: false",
         )
+    if _section(tree, "training").get("attention", "torch") != "torch":
+        yield (
+            ("training", "compile"),
+            "compiled layers run torch's attention; write training.attention: torch, or "
+            "training.compile: false",
+        )
     if _section(tree, "base").get("quantize") is not None:
         yield (
             ("training", "compile"),

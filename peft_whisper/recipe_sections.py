@@ -213,6 +213,11 @@ class Training(Section):
         description="Type computed in; bf16 is faster and smaller on a recent card, fp16 on a T4; "
         "auto takes what the card has, and on a CPU bf16 where it is measured to be faster.",
     )
+    attention: Literal["torch", "tiled", "auto"] = Field(
+        "torch",
+        description="How attention is computed: torch's kernels; tiled, the same in tiles that a "
+        "CPU's cache holds, faster in bf16; auto measures on a CPU which is faster.",
+    )
     optimizer: Literal["adamw", "adamw8bit", "paged_adamw8bit"] = Field(
         "adamw", description="8 bit holds the optimizer's state in a quarter of the memory."
     )

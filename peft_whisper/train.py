@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from peft_whisper.assembly import make_updater
-from peft_whisper.environment import cores, peak_memory
+from peft_whisper.environment import cores, keep_freed_memory, peak_memory
 from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json
 from peft_whisper.opening import Facts, open_everywhere, record_start
@@ -117,6 +117,7 @@ def start_accelerator(track: str | None = None, folder: Path | None = None) -> A
     if accelerator.device.type == "cpu":
         # `accelerate launch` sets OMP_NUM_THREADS=1, which would halve the speed of two cores.
         torch.set_num_threads(max(1, cores() // accelerator.num_processes))
+        keep_freed_memory()
     return accelerator
 
 

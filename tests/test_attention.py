@@ -16,7 +16,7 @@ from peft_whisper.model.adapters import MODULES, Adapter, attach, merged, traina
 from peft_whisper.model.attention import Attention, join_attention
 from peft_whisper.model.encoder import TokenLoss, decode, whisper_of
 from peft_whisper.model.lora import Linear, products
-from peft_whisper.model.lora_ops import lora
+from peft_whisper.model.lora_ops import own
 from peft_whisper.model.quantized import FrozenLinear
 
 SOME = [tuple(MODULES), ("q", "v"), ("k", "out"), ("fc1",)]
@@ -97,7 +97,7 @@ def by_hand(x: Tensor, linears: list[nn.Module]) -> list[Tensor]:
     adapted = [one for one in linears if isinstance(one, Linear)]
     share = adapted[0].share()
     downs = [one.lora_A["default"].weight.detach() for one in adapted]
-    mask = lora.lora_down(x.detach(), downs, share, True)[1] if share else 1.0
+    mask = own.lora_down(x.detach(), downs, share, True)[1] if share else 1.0
     made = []
     for one in linears:
         base = one.base_layer if isinstance(one, Linear) else one

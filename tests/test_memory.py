@@ -19,12 +19,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_traces_equal_the_allocators_own_log() -> None:
-    """LoRA, int8 and kept encoder outputs, really run: the whole table is `make bench-memory`."""
-    command = [sys.executable, "benchmarks/memory.py", "2", "19", "22", "23", "24"]
+    """Six of `make bench-memory`: LoRA, int8, attention in tiles, kept encoder outputs."""
+    command = [sys.executable, "benchmarks/memory.py", "2", "19", "22", "23", "24", "25"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "largest difference of 5 combinations" in done.stdout
+    assert "largest difference of 6 combinations" in done.stdout
 
 
 def network(device: str) -> tuple[nn.Module, torch.Tensor]:

@@ -2,7 +2,8 @@
 
 The stock forward scales q in a kernel of its own, copies q, k and v into another layout, and
 reads its input three times. Here attention takes views of what the linear layers made, scales its
-scores as it goes, and layers that read one input do it together (lora.py).
+scores as it goes, and layers that read one input do it together (lora.py). How the attention itself
+is computed is chosen: by torch's kernels, or, where a CPU is faster so, in tiles (tiled.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from peft_whisper.model.lora import products
+from peft_whisper.model.tiled import Tiled
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
 KeyValue = tuple[Tensor, Tensor]  # each (rows, heads, positions, head width)
 
 
-def join_attention(whisper: WhisperForConditionalGeneration) -> None:
+def join_attention(whisper: WhisperForConditionalGeneration, tiled: bool = False) -> None:
     """Make the layers of `whisper` run their attention as here; weights and names stay."""
+    kind = TiledAttention if tiled else Attention
     for layer in (*whisper.model.encoder.layers, *whisper.model.decoder.layers):
-        layer.self_attn.__class__ = Attention
+        layer.self_attn.__class__ = kind
         if hasattr(layer, "encoder_attn"):
-            layer.encoder_attn.__class__ = Attention
+            layer.encoder_attn.__class__ = kind
 
 
 class Attention(WhisperAttention):
@@ -59,7 +62,21 @@ class Attention(WhisperAttention):
             key, value = products(key_value_states, (self.k_proj, self.v_proj))
         kept = heads(self, key), heads(self, value)
         causal = self.is_causal and hidden_states.shape[1] > 1
-        return self.out_proj(attended(self, heads(self, query), kept, causal)), None
+        return self.out_proj(self.attended(heads(self, query), kept, causal)), None
+
+    def attended(self, query: Tensor, kept: KeyValue, causal: bool) -> Tensor:
+        """What the queries find, by torch's kernels."""
+        return attended(self, query, kept, causal)
+
+
+class TiledAttention(Attention):
+    """In tiles, but for the decoder's attention to its own few tokens."""
+
+    def attended(self, query: Tensor, kept: KeyValue, causal: bool) -> Tensor:
+        """What the queries find, tile by tile."""
+        if causal:
+            return super().attended(query, kept, causal)
+        return Tiled.apply(query, *kept, self.scaling).flatten(2)
 
 
 def heads(attention: Any, x: Tensor) -> Tensor:

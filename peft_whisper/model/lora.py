@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from peft_whisper.model.lora_ops import lora
+from peft_whisper.model.lora_ops import own
 from peft_whisper.model.quantized import FrozenLinear
 
 
@@ -88,7 +88,7 @@ class _Down(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float, *downs: Tensor) -> Tensor:
-        inner, mask = lora.lora_down(x, downs, share, x.device.type == "cpu")
+        inner, mask = own.lora_down(x, downs, share, x.device.type == "cpu")
         ctx.save_for_backward(x, inner, mask if share else None)
         ctx.set_materialize_grads(False)
         return inner
@@ -117,7 +117,7 @@ class _Up(torch.autograd.Function):
         made, parts = [], inner.chunk(adapters, -1)
         for base, *part in zip(bases[:adapters], parts, ctx.weights[1], scales, strict=True):
             matrix, bias = _matrix(base, x.dtype), _bias(base, x.dtype)
-            made.append(lora.lora_up(x, matrix, bias, *part))
+            made.append(own.lora_up(x, matrix, bias, *part))
         for base in bases[adapters:]:
             matrix, bias = _matrix(base, x.dtype), _bias(base, x.dtype)
             made.append(nn.functional.linear(x, matrix, bias))
@@ -127,7 +127,7 @@ class _Up(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         (x, inner, mask), (downs, ups) = ctx.kept.saved_tensors, ctx.weights
         matrices, for_x = [_matrix(base, x.dtype) for base in ctx.bases], ctx.needs_input_grad[0]
-        of_x, of_downs, of_ups = lora.lora_backward(
+        of_x, of_downs, of_ups = own.lora_backward(
             grads, x, mask, inner, matrices, downs, ups, ctx.scales, ctx.share, for_x
         )
         of_weights = *of_downs.chunk(len(downs)), *of_ups.chunk(len(ups))

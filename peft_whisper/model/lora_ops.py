@@ -3,19 +3,21 @@
 Layers that read one input share its dropout: their A's are one product, and the gradient of what
 they read is one sum. Of n layers the A's (n rank, inputs) and B's (n outputs, rank) are stacked.
 
-To torch each is one operator, so that a layer computed again in backward keeps or repeats it as a
-whole, and a trace follows it in one step. What torch can't see then is said here: shapes, FLOPs,
-and the memory that an operator takes and gives back.
+To torch each is one operator (operators.py), whose shapes, FLOPs and memory are said here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+
+from peft_whisper.model.operators import define, own
+
+__all__ = ["own"]  # with the three operators of this file in it
 
 STEPS = 1 << 16  # so finely is the share of dropped inputs kept on a CPU
 
@@ -41,9 +43,13 @@ def lora_down(
 
 
 def _drop(x: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """As native_dropout, whose draw of 64 bits for each input takes longer than W's product."""
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    """As native_dropout, whose draw of 64 bits for each input takes longer than W's product.
+
+    torch's generator gives the seed alone: its Mersenne twister takes 10 ns a word, SFC64 3.
+    """
+    seed = int(torch.empty((), dtype=torch.int64).random_())
+    words = np.random.SFC64(seed).random_raw(-(-x.numel() // 4))
+    bits = torch.from_numpy(words.view(np.int16))[: x.numel()].view(x.shape)
     mask = torch.empty_like(x, memory_format=torch.contiguous_format)
     torch.ge(bits, round(share * STEPS) - STEPS // 2, out=mask).mul_(1 / (1 - share))
     return x * mask, mask
@@ -176,44 +182,21 @@ def _stacked_bytes(downs: Sequence[Tensor]) -> int:
     return sum(down.nbytes for down in downs) if len(downs) > 1 else 0
 
 
-# Bytes that an operator takes beside its outputs, by operator.
-SCRATCH: dict[Any, Callable[..., int]] = {}
-
-_library = torch.library.Library("peft_whisper", "DEF")
-lora: Any = torch.ops.peft_whisper
-
-
-def _define(
-    schema: str,
-    made: Callable[..., Any],
-    meta: Callable[..., Any],
-    flops: Callable[..., int],
-    scratch: Callable[..., int] | None,
-) -> None:
-    name = made.__name__
-    _library.define(name + schema)
-    _library.impl(name, made, "CompositeExplicitAutograd")  # on any device
-    _library.impl(name, meta, "Meta")
-    register_flop_formula(getattr(lora, name), get_raw=True)(flops)
-    if scratch:
-        SCRATCH[getattr(lora, name).default] = scratch
-
-
-_define(
+define(
     "(Tensor x, Tensor[] downs, float share, bool on_cpu) -> (Tensor, Tensor)",
     lora_down,
     _down_meta,
     _down_flops,
     _down_scratch,
 )
-_define(
+define(
     "(Tensor x, Tensor matrix, Tensor? bias, Tensor inner, Tensor up, float scale) -> Tensor",
     lora_up,
     _up_meta,
     _up_flops,
     None,
 )
-_define(
+define(
     "(Tensor[] grads, Tensor x, Tensor? mask, Tensor inner, Tensor[] matrices, Tensor[] downs, "
     "Tensor[] ups, float[] scales, float share, bool for_x) -> (Tensor, Tensor, Tensor)",
     lora_backward,

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from peft_whisper.model.lora_ops import lora
+from peft_whisper.model import lora_ops, tiled
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -38,6 +38,7 @@ ATTENTION = {
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
+    tiled.own.tiled_attention.default,
 }
 PRODUCTS = {aten.mm.default, aten.addmm.default}  # their last argument is the matrix, transposed
 # What `auto` tries, from the least repeated to the least kept.
@@ -78,7 +79,7 @@ def _keep(_context: Any, op: Any, *args: Any, width: int | None, **_: Any) -> Ch
     inner = None
     if op in PRODUCTS:
         inner = args[-1].shape[-2]
-    elif op is lora.lora_up.default:
+    elif op is lora_ops.own.lora_up.default:
         inner = args[1].shape[-1]
     if (width is not None and inner == width) or op in ATTENTION:
         return CheckpointPolicy.MUST_SAVE

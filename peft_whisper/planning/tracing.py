@@ -20,7 +20,7 @@ from peft_whisper.memory.fake_cuda import fake_cpu, fake_cuda
 from peft_whisper.memory.recorder import Recorder, Timeline
 from peft_whisper.model.adapters import merged
 from peft_whisper.model.encoder import whisper_of
-from peft_whisper.model.lora_ops import SCRATCH
+from peft_whisper.model.operators import SCRATCH
 from peft_whisper.model.recompute import recompute
 from peft_whisper.recipe import on_card, with_training
 from peft_whisper.scoring.search import Truth

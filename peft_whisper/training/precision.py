@@ -1,22 +1,14 @@
-"""Sixteen bits: what autocast computes in, where it pays, and the scale float16 gradients need."""
+"""Sixteen bits: what autocast computes in, and the scale that float16 gradients need."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-if TYPE_CHECKING:
-    from transformers import WhisperConfig
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROW_AFTER = 500  # updates without overflow before the loss scale is tried at twice its size
-ROWS, TURNS = 256, 3  # of the measurement on a CPU
-PAYS = 1.2  # times as fast must bf16 be on a CPU to be taken: it costs digits
 SMALLEST = 1.0  # at a scale of 1 it is the gradients themselves that float16 can't hold
 
 
@@ -24,44 +16,6 @@ def autocast_dtype(precision: str, weights: torch.dtype) -> torch.dtype | None:
     """Type that matrices are multiplied in where it is not that of the weights; else None."""
     computed = DTYPES[precision]
     return None if weights != torch.float32 or computed == weights else computed
-
-
-def times_as_fast(sizes: WhisperConfig) -> float:
-    """How many times as fast an encoder layer trains in bf16 as in fp32 on this computer's CPU.
-
-    Measured, in turns, on a layer of the model's own sizes (`ROWS` positions; products, attention,
-    casts, and the way back to its input). A CPU without instructions for bf16 is several times
-    slower in it. Seconds of one core are counted, so that other work there is does not choose.
-    """
-    from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
-
-    sizes._attn_implementation = "sdpa"
-    layer: Any = WhisperEncoderLayer(sizes).requires_grad_(False)
-    hidden = torch.randn(1, ROWS, sizes.d_model, requires_grad=True)
-    spent: dict[bool, float] = {}
-    with _one_thread():
-        for turn in range(1 + TURNS):
-            for in_bf16 in (False, True):
-                began = time.process_time()
-                with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
-                    loss = layer(hidden, None).float().sum()
-                loss.backward()
-                seconds = time.process_time() - began
-                # The first of each makes its kernels.
-                spent[in_bf16] = seconds if turn < 2 else min(seconds, spent[in_bf16])
-            if turn and spent[True] > 2 * spent[False]:
-                break  # without instructions for bf16 it can take seconds
-    return spent[False] / spent[True]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass
