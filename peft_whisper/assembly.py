@@ -13,7 +13,7 @@ from peft_whisper.session import Session
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from peft_whisper.training.loop import Updater
+    from peft_whisper.training.updater import Updater
 
 
 def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, Any]:
@@ -24,7 +24,7 @@ def make_updater(session: Session, accelerator: Accelerator) -> tuple[Updater, A
     from peft_whisper.model.attention import join_attention
     from peft_whisper.model.compiled import compile_layers
     from peft_whisper.model.recompute import recompute
-    from peft_whisper.training.loop import Updater
+    from peft_whisper.training.updater import Updater
 
     recipe, adapter = session.recipe, session.adapter()
     compiled = recipe.training.compile

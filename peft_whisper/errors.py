@@ -7,6 +7,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
@@ -48,6 +49,14 @@ class NoRoomError(UserError):
     exit_code = 75
 
 
+class Stopped(BaseException):
+    """A signal asked the process to end, and what it holds is safe."""
+
+    def __init__(self, signum: int, saved: str = ""):
+        super().__init__(signum)
+        self.signum, self.saved = signum, saved
+
+
 def first_line(error: BaseException) -> str:
     """What `error` says, without the C++ stack that torch may put below."""
     return next(iter(str(error).splitlines()), type(error).__name__)
@@ -62,7 +71,8 @@ READER_GONE = 141  # 128 + SIGPIPE
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130; a reader
+    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130, a signal
+    that was waited for likewise (143 for SIGTERM, as shells report it); a reader
     that closed our stdout (`| head`) is quiet; a file that can't be read or written is one line
     with its name. Any other exception keeps its traceback.
     """
@@ -91,6 +101,10 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         code = NoRoomError.exit_code if full else RecipeError.exit_code
+    except Stopped as stop:
+        name = signal.Signals(stop.signum).name
+        print(f"\nstopped by {name}; {stop.saved or 'nothing to save yet'}", file=sys.stderr)
+        code = 128 + stop.signum
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         code = INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 
 from peft_whisper.errors import RecipeError, StateError
 
+MANIFEST = "MANIFEST.json"
+
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
@@ -23,18 +26,75 @@ def staged_folder(target: Path) -> Iterator[Path]:
     staging.mkdir(parents=True)
     try:
         yield staging
-        for path in staging.rglob("*"):
-            if path.is_file():
-                _fsync(path)
+        for path in (*staging.rglob("*"), staging):
+            _fsync(path)
         if target.exists():
-            old = target.with_name(f".trash-{os.getpid()}-{target.name}")
-            target.rename(old)
+            old = _to_trash(target)
             staging.rename(target)
             shutil.rmtree(old)
         else:
             staging.rename(target)
+        _fsync(target.parent)  # or a power cut could take the new name away
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that a kill on the way leaves it whole, or under no name that counts."""
+    shutil.rmtree(_to_trash(folder))
+
+
+def _to_trash(folder: Path) -> Path:
+    trash = folder.with_name(f".trash-{os.getpid()}-{folder.name}")
+    shutil.rmtree(trash, ignore_errors=True)
+    return folder.rename(trash)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half made or half deleted in `folder`."""
+    for left in (*folder.glob(".staging-*"), *folder.glob(".trash-*")):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def seal(folder: Path, facts: dict[str, Any]) -> None:
+    """Write MANIFEST.json: `facts`, and the size and SHA-256 of every other file."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(folder / MANIFEST, facts | {"files": files})
+
+
+def unsealed(folder: Path) -> dict[str, Any]:
+    """The facts that `folder` was sealed with.
+
+    Raises StateError where a file is missing, or is not bit for bit as it was written.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        listed = {name: (one["bytes"], one["sha256"]) for name, one in facts.pop("files").items()}
+    except FileNotFoundError as error:
+        raise StateError(f"{folder} has no {MANIFEST}: it was not written to the end") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"{folder / MANIFEST} is damaged: {error}") from error
+    for name, (size, digest) in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise StateError(f"{path} is missing")
+        if path.stat().st_size != size:
+            raise StateError(f"{path} has {path.stat().st_size} bytes, {size} were written")
+        if (found := _sha256(path)) != digest:
+            raise StateError(f"{path} is damaged: SHA-256 {found}, written was {digest}")
+    return facts
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_new_folder(into: Path) -> None:
@@ -85,5 +145,11 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Have the system write a file, or a folder's names, to the disk now."""
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

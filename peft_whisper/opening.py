@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from peft_whisper.environment import machine, versions
 from peft_whisper.files import write_json, write_text
 from peft_whisper.recipe import Recipe, on_card, with_training
 from peft_whisper.recipe_yaml import dump_recipe
+from peft_whisper.resume import check_same
 from peft_whisper.run_folder import make_way
 from peft_whisper.session import Session, check_splits, data_facts, open_session
 
@@ -21,11 +23,12 @@ Facts = dict[str, Any]  # as environment.json holds them
 
 
 def open_everywhere(
-    recipe: Recipe, folder: Path, accelerator: Accelerator, console: Console
-) -> tuple[Session, Facts]:
+    recipe: Recipe, folder: Path, begun: Path | None, accelerator: Accelerator, console: Console
+) -> tuple[Session, Facts, Path | None]:
     """Audit, choose and plan in the main process; hand all to the others; refuse what can't train.
 
-    The folder's recipe.yaml holds what was chosen, so that a run of that file is the same run.
+    The folder's recipe.yaml holds what was chosen, so that a run of that file is the same run. A
+    run that had `begun` goes on from that checkpoint, with the same data and base.
     """
     from accelerate.utils import broadcast_object_list
 
@@ -34,13 +37,16 @@ def open_everywhere(
     box: list[Any] = [None]
     if accelerator.is_main_process:
         session = open_session(recipe, console)
-        make_way(folder)
+        if begun:
+            check_same(session, accelerator.num_processes, begun, console)
+        else:
+            make_way(folder)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         check_splits(session, folder, console)
         session, found = choose_fastest(session, accelerator.device.type, console)
         session, memory = check_memory(session, accelerator.num_processes, console)
         write_text(folder / "recipe.yaml", dump_recipe(session.recipe))
-        box = [(session, found | ({"memory": memory} if memory else {}))]
+        box = [(session, found | ({"memory": memory} if memory else {}), begun)]
     broadcast_object_list(box)
     return box[0]
 
@@ -131,6 +137,8 @@ def record_start(
         "trainable_parameters": trained,
         "seed": session.recipe.seed,
     }
-    write_json(folder / "environment.json", facts | found)
+    record = folder / "environment.json"
+    began = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    write_json(record, began | facts | found)  # a run that goes on chose before
     counts = ", ".join(f"{len(clips)} {name}" for name, clips in splits.items())
     console.print(f"clips: {counts}; training {trained:,} of {total:,} parameters")

@@ -283,3 +283,6 @@ class Checkpoints(Section):
     keep_last: int = Field(
         2, ge=1, le=10_000, description="Checkpoints kept beside the best one; each takes disk."
     )
+    minutes: float = Field(
+        10, gt=0, description="One is made at each validation, and when so much time has passed."
+    )

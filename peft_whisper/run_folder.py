@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_whisper.errors import RecipeError, StateError
-from peft_whisper.recipe import Recipe, settings
+from peft_whisper.files import write_jsonl
+from peft_whisper.recipe import Recipe, leaves, settings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from peft_whisper.terminal import Task
 
-BEFORE_TRAINING = {"recipe.yaml", "rejected.jsonl", "environment.json"}
+# What a run leaves that was stopped before its first checkpoint: nothing of it is lost work.
+BEFORE_TRAINING = {"recipe.yaml", "rejected.jsonl", "environment.json", "log.jsonl"}
 
 
 def lock(folder: Path) -> None:
@@ -42,10 +44,7 @@ def refuse_taken(folder: Path, fresh: bool) -> None:
     """Raise StateError where `folder` holds something to keep and the user did not say `fresh`."""
     if fresh or not _worth_keeping(folder):
         return
-    if (folder / "metrics.json").exists():
-        holds = "a finished run"
-    else:
-        holds = "an unfinished run" if (folder / "log.jsonl").exists() else "other files"
+    holds = "a finished run" if (folder / "metrics.json").exists() else "other files"
     raise StateError(
         f"{folder} holds {holds}. Add --fresh to start over (the old folder is moved aside), or "
         "name=another to keep both."
@@ -61,14 +60,16 @@ def make_way(folder: Path) -> None:
         folder.rename(aside)
     for name in BEFORE_TRAINING:
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of half made ones
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _worth_keeping(folder: Path) -> bool:
-    """Whether there is more than a run that stopped before its first update."""
+    """Whether there is more than a run that stopped before its first checkpoint."""
     if not folder.is_dir():
         return folder.exists()
-    return not {path.name for path in folder.iterdir()} <= BEFORE_TRAINING
+    names = {path.name for path in folder.iterdir() if path.name != "checkpoints"}
+    return not names <= BEFORE_TRAINING or any((folder / "checkpoints").glob("update-*"))
 
 
 def check_tracker(recipe: Recipe) -> None:
@@ -83,19 +84,28 @@ def check_tracker(recipe: Recipe) -> None:
 def start_tracker(accelerator: Accelerator, recipe: Recipe) -> None:
     """Tell the recipe's tracker, if there is one, what this run is."""
     if recipe.track:
-        accelerator.init_trackers(recipe.name, config=dict(_flat(settings(recipe))))
+        config = {  # what every tracker can store
+            key: value if isinstance(value, str | int | float | bool) else str(value)
+            for key, value in leaves(settings(recipe))
+        }
+        accelerator.init_trackers(recipe.name, config=config)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and plain values: what every tracker can store."""
-    found: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            plain = isinstance(value, str | int | float | bool)
-            found.append((prefix + key, value if plain else str(value)))
-    return found
+def rewind(log: Path, update: int, due: bool) -> None:
+    """Take out of log.jsonl what the run will do again after `update`, or was writing when it died.
+
+    Where that update's validation is yet `due`, it will be done again too.
+    """
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line, half written
+            continue
+        again = row.get("update", 0) > update
+        if not again and not (due and row["event"] == "validation" and row["update"] == update):
+            kept.append(row)
+    write_jsonl(log, kept)
 
 
 class RunLog:
@@ -134,6 +144,9 @@ class RunLog:
                 f"{row['traced_bytes'] / 2**30:.2f} GiB had been traced ({row['difference']:+.1%})",
                 style="yellow" if row["warning"] else None,
             )
+        elif row["event"] == "resume":
+            self.task.advance(row["update"])
+            self.console.print(f"  going on after update {row['update']}")
         elif row["event"] == "stop":
             self.console.print(f"  stopped at update {row['update']}: {row['reason']}")
 

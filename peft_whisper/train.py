@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,8 @@ from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json
 from peft_whisper.opening import Facts, open_everywhere, record_start
 from peft_whisper.recipe_yaml import load_recipe
-from peft_whisper.run_folder import (
-    RunLog,
-    check_tracker,
-    lock,
-    refuse_taken,
-    start_tracker,
-)
+from peft_whisper.resume import resumable, same_facts
+from peft_whisper.run_folder import RunLog, check_tracker, lock, rewind, start_tracker
 from peft_whisper.session import (
     Session,
     enough_memory,
@@ -35,6 +31,7 @@ from peft_whisper.session import (
     write_pages,
     write_scores,
 )
+from peft_whisper.signals import Stop
 from peft_whisper.terminal import Terminal, progress
 
 if TYPE_CHECKING:
@@ -73,17 +70,18 @@ def main(argv: list[str] | None = None) -> int:
     if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         # Else up to 2 GiB of a full card lie in pieces that fit nothing; plans count on it too.
         os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    console, begun, stop = Terminal(), None, Stop()
     if os.environ.get("RANK", "0") == "0":
         lock(folder)
-        refuse_taken(folder, args.fresh)
-    console = Terminal()
+        recipe, begun = resumable(recipe, folder, args.fresh, console)
+    stop.listen()
     accelerator = start_accelerator(recipe.track, folder)
     console.quiet = not accelerator.is_main_process
     console.print(f"{recipe.name}: {recipe.base.model} -> {folder}", style="bold")
-    session, found = open_everywhere(recipe, folder, accelerator, console)
+    session, found, begun = open_everywhere(recipe, folder, begun, accelerator, console)
     start_tracker(accelerator, session.recipe)
     with enough_memory():
-        result, tuned = train(session, found, folder, accelerator, console)
+        result, tuned = train(session, found, folder, begun, accelerator, stop, console)
         if accelerator.is_main_process:
             finish(session, folder, tuned, result, accelerator.device, console)
     accelerator.end_training()
@@ -122,13 +120,23 @@ def start_accelerator(track: str | None = None, folder: Path | None = None) -> A
 
 
 def train(
-    session: Session, found: Facts, folder: Path, accelerator: Accelerator, console: Console
+    session: Session,
+    found: Facts,
+    folder: Path,
+    begun: Path | None,
+    accelerator: Accelerator,
+    stop: Stop,
+    console: Console,
 ) -> tuple[Result, Path]:
-    """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went."""
+    """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went.
+
+    From the checkpoint where it had `begun`, a run goes on to what it would have come to.
+    """
     from peft_whisper.planning.preflight import measured_beside
     from peft_whisper.training import checkpoint
     from peft_whisper.training.frozen import run_frozen_layers
-    from peft_whisper.training.loop import fit
+    from peft_whisper.training.loop import Run, fit
+    from peft_whisper.training.standing import Standing, read_standing
 
     recipe = session.recipe
     course = make_course(session, accelerator.num_processes)
@@ -138,14 +146,20 @@ def train(
         where = recipe.training.frozen_cache
         course = run_frozen_layers(course, updater, where, folder, console)
     checkpoints = folder / "checkpoints"
+    standing = read_standing(begun, updater) if begun else None
+    if accelerator.is_main_process:
+        checkpoint.check_space(checkpoints, updater)
+        if standing:
+            rewind(folder / "log.jsonl", standing.update, standing.due)
+    facts = same_facts(session, accelerator.num_processes)
 
-    def keep(update: int, best: int) -> None:
+    def keep(at: Standing) -> None:
         if accelerator.is_main_process:
-            checkpoint.save(checkpoints, update, model, updater.masters)
-            checkpoint.rotate(checkpoints, recipe.checkpoints.keep_last, best)
+            checkpoint.save_run(checkpoints, at, updater, facts)
+            checkpoint.rotate(checkpoints, recipe.checkpoints.keep_last, at.best.update)
         accelerator.wait_for_everyone()
 
-    with progress(console, "training", course.updates) as task:
+    with progress(console, "training", course.updates) as task, stop.waiting(console.print):
         log = RunLog(folder / "log.jsonl", task, console, accelerator)
         if course.frozen:
             log(course.frozen.event)
@@ -153,21 +167,38 @@ def train(
             updater,
             course,
             recipe.evaluation,
-            lambda: validate(session, model, updater.masters, accelerator),
-            keep,
-            log,
+            recipe.checkpoints.minutes,
+            Run(
+                lambda: validate(session, model, updater.masters, accelerator, stop),
+                keep,
+                stop.check if accelerator.num_processes == 1 else agreed(stop, accelerator),
+                log,
+            ),
+            standing,
         )
         if "memory" in found and accelerator.device.type == "cuda":
             log(measured_beside(found["memory"]))
     method = recipe.adapter.method
     target = folder / ("model" if method == "none" else "adapter")
     if accelerator.is_main_process:
-        facts: dict[str, Any] = {"method": method, "update": result.best.update}
+        made: dict[str, Any] = {"method": method, "update": result.best.update}
         if recipe.base.quantize is not None:
-            facts["quantize"] = recipe.base.quantize
-        checkpoint.publish(checkpoints, result.best.update, target, session.base, facts)
+            made["quantize"] = recipe.base.quantize
+        checkpoint.publish(checkpoints, result.best.update, target, session.base, made)
     model.to("cpu")  # the final test loads from disk and wants the card's memory
     return result, target
+
+
+def agreed(stop: Stop, accelerator: Accelerator) -> Callable[[], None]:
+    """`stop.check` at the same update in every process, wherever the signal came."""
+    import torch
+
+    def check() -> None:
+        heard = torch.tensor(stop.signum or 0, device=accelerator.device)
+        stop.signum = int(accelerator.gather(heard.reshape(1)).max()) or None
+        stop.check()
+
+    return check
 
 
 def make_course(session: Session, processes: int) -> Course:
@@ -196,11 +227,12 @@ def make_course(session: Session, processes: int) -> Course:
 
 
 def validate(
-    session: Session, model: Any, masters: Masters, accelerator: Accelerator
+    session: Session, model: Any, masters: Masters, accelerator: Accelerator, stop: Stop
 ) -> dict[str, Any]:
     """Decode the validation split as the test will be decoded; rates, loops, empties and loss.
 
     The adapter is folded in from its fp32 masters, as it will be once it is saved and loaded.
+    Raises Stopped between two batches, where there is no other process to wait in vain.
     """
     from accelerate.utils import gather_object
 
@@ -213,7 +245,8 @@ def validate(
     clips = sorted(session.splits.validation, key=lambda clip: clip.duration_s)
     model.eval()
     with masters.exposed(), merged(model):
-        found = session.decoder(model).graded(clips[rank::world], session.context)
+        decoder, check = session.decoder(model), stop.check if world == 1 else None
+        found = decoder.graded(clips[rank::world], session.context, check)
     texts: dict[str, str] = {}
     total, tokens = 0.0, 0
     for heard, loss, count in gather_object([found]):

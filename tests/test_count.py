@@ -29,7 +29,7 @@ from peft_whisper.planning.selftest import small_sizes
 from peft_whisper.planning.tracing import Shape
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_yaml import load_recipe
-from peft_whisper.training.loop import Updater
+from peft_whisper.training.updater import Updater
 
 ROOT = Path(__file__).parent.parent
 STEP = (Shape(2, 256, 24),)

@@ -12,8 +12,8 @@ from test_loop import batch_of, clips, updater
 from test_train import losses, make_place, train
 
 from peft_whisper.errors import StateError
-from peft_whisper.training.loop import Updater
 from peft_whisper.training.precision import GROW_AFTER, LossScale, autocast_dtype
+from peft_whisper.training.updater import Updater
 
 HELD = [torch.float16, torch.float32]  # weights in float16, and float32 under autocast
 

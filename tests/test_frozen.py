@@ -31,8 +31,8 @@ from peft_whisper.model.encoder import whisper_of
 from peft_whisper.recipe_sections import Data, Source, Training
 from peft_whisper.training import frozen
 from peft_whisper.training.frozen import heard_pairs, micro_batches, run_frozen_layers
-from peft_whisper.training.loop import Updater
 from peft_whisper.training.stream import Course, stream_updates
+from peft_whisper.training.updater import Updater
 
 LAYERS = 3
 SOURCE = Source(manifest="unused.jsonl")

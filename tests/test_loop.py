@@ -12,8 +12,8 @@ from peft_whisper.errors import StateError
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable
 from peft_whisper.model.encoder import encode, whisper_of
 from peft_whisper.recipe_sections import Training
-from peft_whisper.training.loop import Updater
 from peft_whisper.training.tally import Selection
+from peft_whisper.training.updater import Updater
 
 CHOSEN = Adapter(4, 8, 0.0, range(2), range(2), ("q", "v", "fc1"))
 

@@ -32,7 +32,8 @@ def trained(tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     masters = Masters(trainable(model), torch.float32)
-    checkpoint.save(tmp_path / "checkpoints", 3, model, masters)
+    weights = checkpoint.folder_of(tmp_path / "checkpoints", 3)
+    checkpoint.save_weights(weights, model, masters)
     facts = {"method": "lora", "update": 3}
     checkpoint.publish(tmp_path / "checkpoints", 3, tmp_path / "adapter", base, facts)
     return tmp_path, model

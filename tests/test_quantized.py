@@ -272,7 +272,7 @@ def test_saved_and_loaded_it_is_the_same_and_merges_into_the_plain_base(
 ) -> None:
     model = adapted(base.load(dtype, kind))
     masters = Masters(trainable(model), getattr(torch, dtype))
-    checkpoint.save(tmp_path, 1, model, masters)
+    checkpoint.save_weights(checkpoint.folder_of(tmp_path, 1), model, masters)
     facts = {"method": "lora", "update": 1, "quantize": kind}
     checkpoint.publish(tmp_path, 1, tmp_path / "adapter", base, facts)
     again = load_tuned(base.load(dtype, kind), base.fingerprint, tmp_path / "adapter").eval()

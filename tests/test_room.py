@@ -29,8 +29,8 @@ from peft_whisper.recipe_sections import Training
 from peft_whisper.run_folder import RunLog
 from peft_whisper.session import enough_memory
 from peft_whisper.terminal import Terminal, progress
-from peft_whisper.training.loop import Updater
 from peft_whisper.training.room import Room
+from peft_whisper.training.updater import Updater
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LONG, SHORT = 1500, 256  # encoder positions

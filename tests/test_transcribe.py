@@ -34,7 +34,8 @@ def train(folder: Path, name: str, seed: int) -> None:
         if "lora_B" in key:
             torch.nn.init.normal_(parameter, std=3.0)
     masters = Masters(trainable(model), torch.float32)
-    checkpoint.save(folder / "checkpoints" / name, 1, model, masters)
+    weights = checkpoint.folder_of(folder / "checkpoints" / name, 1)
+    checkpoint.save_weights(weights, model, masters)
     target = folder / "outputs" / name / "adapter"
     target.parent.mkdir(parents=True)
     checkpoint.publish(folder / "checkpoints" / name, 1, target, base, {"method": "lora"})

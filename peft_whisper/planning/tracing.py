@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from peft_whisper.model.base import Base
     from peft_whisper.model.sizes import Blueprint
     from peft_whisper.recipe import Recipe
-    from peft_whisper.training.loop import Updater
+    from peft_whisper.training.updater import Updater
 
 
 @dataclass(frozen=True)

@@ -70,11 +70,15 @@ class Decoder:
         return texts
 
     def graded(
-        self, clips: Sequence[Clip], context: Context | None
+        self,
+        clips: Sequence[Clip],
+        context: Context | None,
+        check: Callable[[], None] | None = None,
     ) -> tuple[dict[str, str], float, int]:
         """Transcripts, and the loss of the true texts on the same encoder output.
 
-        The loss is summed over their tokens, whose number is the third.
+        The loss is summed over their tokens, whose number is the third. `check` is called after
+        each batch, and may raise what ends the work.
         """
         texts: dict[str, str] = {}
         total, tokens = 0.0, 0
@@ -83,6 +87,8 @@ class Decoder:
             assert truth is not None
             total += truth.loss.item()
             tokens += len(truth.targets)
+            if check:
+                check()
         return texts, total, tokens
 
     def tokens(

@@ -1,4 +1,4 @@
-"""What a run keeps on disk: a folder per evaluated update, the best one never thrown away."""
+"""What a run keeps on disk: a sealed folder per saved update, the best one never thrown away."""
 
 from __future__ import annotations
 
@@ -6,16 +6,32 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_whisper.files import staged_folder, write_json
+from peft_whisper.errors import NoRoomError, StateError
+from peft_whisper.files import (
+    MANIFEST,
+    remove_folder,
+    seal,
+    staged_folder,
+    sweep,
+    unsealed,
+    write_json,
+)
 from peft_whisper.model.base import quiet_transformers
+from peft_whisper.training.standing import (
+    OPTIMIZER,
+    STATE,
+    Standing,
+    bytes_of,
+    write_standing,
+)
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
     from peft_whisper.model.base import Base
     from peft_whisper.training.optim import Masters
+    from peft_whisper.training.updater import Updater
 
+SPARE = 64 * 2**20  # bytes of disk that a save leaves free for everything else
+Refused = list[str]  # why a checkpoint is not gone on from
 PROCESSOR_FILES = (  # as transformers of any age writes them; a base has some of these
     "tokenizer.json",
     "tokenizer_config.json",
@@ -33,26 +49,66 @@ def folder_of(checkpoints: Path, update: int) -> Path:
     return checkpoints / f"update-{update:06d}"
 
 
-def save(
+def save_run(
     checkpoints: Path,
-    update: int,
-    model: PreTrainedModel | PeftModel,
-    masters: Masters,
+    standing: Standing,
+    updater: Updater,
+    facts: dict[str, Any],
 ) -> Path:
-    """Write the trained weights (safetensors) of one update; whole or not at all.
+    """Write all that the run needs to go on; whole, sealed and on the disk, or not at all.
+
+    `facts` say of what base and data it is. Raises NoRoomError, before anything is written, where
+    the disk could not hold the checkpoint twice.
+    """
+    check_space(checkpoints, updater)
+    target = folder_of(checkpoints, standing.update)
+    with staged_folder(target) as staging:
+        save_weights(staging, updater.model, updater.masters)
+        write_standing(staging, standing, updater)
+        seal(staging, facts | {"update": standing.update})
+    return target
+
+
+def check_space(checkpoints: Path, updater: Updater) -> None:
+    """Raise NoRoomError where the disk has no room for a checkpoint beside the older one."""
+    place = next(one for one in (checkpoints, *checkpoints.parents) if one.exists())
+    free, needed = shutil.disk_usage(place).free, 2 * bytes_of(updater) + SPARE
+    if free < needed:
+        raise NoRoomError(
+            f"{checkpoints}: {free / 1e9:.2f} GB of disk are free, a checkpoint needs "
+            f"{needed / 1e9:.2f} GB. Make room, and start the same command again: the run goes on "
+            "from its last checkpoint."
+        )
+
+
+def save_weights(folder: Path, model: Any, masters: Masters) -> None:
+    """Write the trained weights (safetensors) into `folder`.
 
     They are fp32, but for the matrices of a full fine-tune in bfloat16, which are as they are.
     An adapter is written in PEFT's own format, a full fine-tune as a transformers model.
     """
-    target = folder_of(checkpoints, update)
     # Else peft asks the Hub, at each checkpoint, whether the base's vocabulary was extended.
     adapter_only: dict[str, Any] = (
         {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     )
-    with staged_folder(target) as staging, masters.exposed(saving=True), quiet_transformers():
-        model.save_pretrained(str(staging), **adapter_only)
-        (staging / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
-    return target
+    with masters.exposed(saving=True), quiet_transformers():
+        model.save_pretrained(str(folder), **adapter_only)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
+
+
+def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], Refused]:
+    """The newest checkpoint that is bit for bit as it was written, its facts, and why no newer one.
+
+    What a killed process left half made is deleted; to be called under the run's lock.
+    """
+    sweep(checkpoints)
+    refused: Refused = []
+    for folder in sorted(checkpoints.glob("update-*"), reverse=True):
+        try:
+            return folder, unsealed(folder), refused
+        except (StateError, OSError) as error:
+            refused.append(str(error))
+    return None, {}, refused
 
 
 def rotate(checkpoints: Path, keep_last: int, best: int) -> None:
@@ -60,7 +116,7 @@ def rotate(checkpoints: Path, keep_last: int, best: int) -> None:
     kept = sorted(checkpoints.glob("update-*"))[-keep_last:] + [folder_of(checkpoints, best)]
     for folder in checkpoints.glob("update-*"):
         if folder not in kept:
-            shutil.rmtree(folder)
+            remove_folder(folder)
 
 
 def publish(
@@ -72,8 +128,9 @@ def publish(
     `peft_whisper.json`: `facts`, the base and its fingerprint.
     """
     trained_on = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
+    without = shutil.ignore_patterns(OPTIMIZER, STATE, MANIFEST)
     with staged_folder(target) as staging:
-        shutil.copytree(folder_of(checkpoints, update), staging, dirs_exist_ok=True)
+        shutil.copytree(folder_of(checkpoints, update), staging, dirs_exist_ok=True, ignore=without)
         copy_processor(base, staging)
         write_json(staging / "peft_whisper.json", facts | {"base": trained_on})
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
     from rich.console import Console
 
-    from peft_whisper.training.loop import Updater
+    from peft_whisper.training.updater import Updater
 
 AT_ONCE = 6000  # encoder positions run together: four clips of 30 s, so that steps take more memory
 MOST = 0.75  # share of what is free that is taken: training and its checkpoints need some too

@@ -1,161 +1,26 @@
-"""The training loop: token-weighted updates, validation by real decoding, the best one kept."""
+"""The training loop: updates, validation by real decoding, the best one kept, an end any time."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from peft_whisper.data.batches import Batch, Layout
-from peft_whisper.environment import empty_caches, is_out_of_memory
-from peft_whisper.errors import NoRoomError, StateError, first_line
-from peft_whisper.model.adapters import FirstBackwardCheck, trainable
-from peft_whisper.model.encoder import TokenLoss, whisper_of
-from peft_whisper.training.optim import Masters, build_optimizer, scale_at
-from peft_whisper.training.precision import LossScale, autocast_dtype
-from peft_whisper.training.room import DoesNotFitError, Room
+from peft_whisper.errors import NoRoomError, StateError, Stopped
+from peft_whisper.training.optim import scale_at
+from peft_whisper.training.standing import Standing
 from peft_whisper.training.stream import Course, living_loaders, stream_updates
 from peft_whisper.training.tally import Meter, Selection
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from peft_whisper.recipe_sections import Evaluation, Training
+    from peft_whisper.training.updater import Updater
 
 Log = Callable[[dict[str, Any]], None]
-
-
-class Updater:
-    """One optimizer step over an effective batch, exactly weighted by tokens.
-
-    The loss is the sum over target tokens divided by the number of tokens in the whole effective
-    batch: all micro-steps, all processes. So 4 x 1 and 1 x 4 give the same gradient.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: torch.nn.Module,
-        training: Training,
-        first_check: FirstBackwardCheck,
-        first_layer: int | None = None,
-    ):
-        self.accelerator, self.training = accelerator, training
-        self.model, self.first_layer = model, first_layer
-        self.first_check: FirstBackwardCheck | None = first_check
-        weights = whisper_of(model).dtype
-        in_place = not hasattr(model, "peft_config")
-        self.masters = Masters(trainable(model), weights, in_place=in_place)
-        self.autocast = autocast_dtype(training.precision, weights)
-        self.loss_scale = LossScale() if training.precision == "fp16" else None
-        self.room = Room(training, accelerator.num_processes)
-        self.forward = accelerator.prepare_model(TokenLoss(model, first_layer))
-        self.optimizer = build_optimizer(
-            training.optimizer, self.masters, training.learning_rate, training.weight_decay
-        )
-
-    def step(
-        self, batches: list[Batch], scale: float, log: Log = lambda _row: None
-    ) -> tuple[float, float]:
-        """Train on one update's micro-batches; returns loss per token and gradient norm.
-
-        Where memory runs out, or float16 overflows, the update is begun again from the same random
-        seed, in smaller micro-batches or at a smaller loss scale; `log` gets the event.
-
-        Raises StateError where loss or gradients are not finite, and NoRoomError where not even
-        one clip fits. Nothing is updated then.
-        """
-        self.forward.train()
-        loss, norm = self._gradients(batches, log)
-        if not (_finite(loss) and _finite(norm)):
-            clips = ", ".join(clip for batch in batches for clip in batch.clip_ids)
-            at_scale = f" and loss scale {self.loss_scale.value:g}" if self.loss_scale else ""
-            raise StateError(
-                f"loss {loss}, gradient norm {norm} at learning rate "
-                f"{scale * self.training.learning_rate:.3g}{at_scale}. Nothing was updated. "
-                f"Clips: {clips}"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = scale * self.training.learning_rate
-        with self.room.for_optimizer():
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.masters.publish()
-        if self.loss_scale:
-            self.loss_scale.succeed()
-        return loss, norm
-
-    def _gradients(self, batches: list[Batch], log: Log) -> tuple[float, float]:
-        """Whole gradients on the masters, clipped; returns loss per token and their norm."""
-        while (values := self._try(batches, log)) is None:
-            for parameter in (*self.masters.model, *self.masters.fp32):
-                parameter.grad = None
-            empty_caches(self.accelerator.device)
-            torch.manual_seed(torch.initial_seed())  # what `fit` set for this update
-        return values
-
-    def _try(self, batches: list[Batch], log: Log) -> tuple[float, float] | None:
-        """As `_gradients`; None where the same can be tried again, smaller."""
-        try:
-            loss = self.backward(self.room.cut(batches))
-        except DoesNotFitError as error:
-            log(self.room.learn(error.batch, error.said))
-            return None
-        with self.room.for_optimizer():
-            self.masters.take_gradients()
-            if self.loss_scale:
-                self.loss_scale.divide(self.masters.fp32)
-            if self.first_check:
-                self.first_check.finish(self.masters.named)
-                self.first_check = None
-            norm = self.masters.clip(self.training.max_grad_norm)
-        values = torch.stack([loss, norm.to(loss)]).tolist()
-        # Where the loss itself is not finite, its scale is not why.
-        factor, overflow = self.loss_scale, _finite(values[0]) and not _finite(values[1])
-        if factor and overflow and factor.shrink():
-            log({"event": "overflow", "loss_scale": factor.value})
-            return None
-        return values[0], values[1]
-
-    def backward(self, batches: list[Batch]) -> torch.Tensor:
-        """Gradients of the effective batch, left on the model; returns the loss per token.
-
-        In float16 the gradients are `loss_scale` times as large. Raises DoesNotFitError where
-        memory runs out; the gradients are then those of a part.
-        """
-        device, world = self.accelerator.device, self.accelerator.num_processes
-        tokens = sum(len(batch.targets) for batch in batches)
-        if world > 1:
-            tokens = int(self.accelerator.reduce(torch.tensor(tokens, device=device)))
-        total = torch.zeros((), device=device)
-        for number, batch in enumerate(batches, start=1):
-            last = number == len(batches)
-            said = None
-            try:
-                with nullcontext() if last else self.accelerator.no_sync(self.forward):
-                    total += self._micro_step(batch, tokens)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                said = first_line(error)
-            if said:  # raised out here, so that `error` and the tensors of its frames are gone
-                raise DoesNotFitError(batch, said)
-        return self.accelerator.reduce(total) if world > 1 else total
-
-    def _micro_step(self, batch: Batch, tokens: int) -> torch.Tensor:
-        """Add the gradients of one batch; returns its part of the loss per token."""
-        device, world = self.accelerator.device, self.accelerator.num_processes
-        batch = batch.to(device)
-        with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            summed = self.forward(batch.sound, batch.decoder_input_ids, batch.index, batch.targets)
-        loss = summed / tokens
-        factor = self.loss_scale.value if self.loss_scale else 1.0
-        (loss * (world * factor)).backward()  # data-parallel wrappers average over processes
-        return loss.detach()
 
 
 def updates_of(training: Training, layout: Layout, clips: int) -> int:
@@ -164,10 +29,6 @@ def updates_of(training: Training, layout: Layout, clips: int) -> int:
         assert training.updates is not None  # the recipe holds exactly one of the two
         return training.updates
     return max(1, round(training.epochs * layout.updates_per_epoch(clips)))
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
 
 
 @dataclass(frozen=True)
@@ -179,53 +40,110 @@ class Result:
     speed: dict[str, float | None]
 
 
+@dataclass
+class Run:
+    """What a run does beside its updates; each is called on every process at the same updates.
+
+    `validate()` decodes the validation split and returns its rates. `keep(standing)` stores the
+    checkpoint. `stop()` raises Stopped where the run is to end. `log(row)` takes events.
+    """
+
+    validate: Callable[[], dict[str, Any]]
+    keep: Callable[[Standing], None]
+    stop: Callable[[], None]
+    log: Log
+
+
 @living_loaders()
 def fit(
     updater: Updater,
     course: Course,
     evaluation: Evaluation,
-    validate: Callable[[], dict[str, Any]],
-    keep: Callable[[int, int], None],
-    log: Log,
+    minutes: float,
+    run: Run,
+    begun: Standing | None = None,
 ) -> Result:
     """Train until the planned updates are done or `evaluation.patience` runs out.
 
-    `validate()` decodes the validation split: before the first update, so that the curve has its
-    start, then every `evaluation.every` updates and after the last. `keep(update, best_update)`
-    stores the checkpoint each time.
+    Validation is before the first update, so that the curve has its start, then every
+    `evaluation.every` updates and after the last. Checkpoints are kept after each, and wherever
+    `minutes` have passed since the one before. From where it had `begun`, a run goes on as if it
+    had never stopped. Raises Stopped after the update at hand is kept.
     """
-    rank, world = updater.accelerator.process_index, updater.accelerator.num_processes
-    best, meter, update = Selection(evaluation.metric), Meter(world), 0
-    log({"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch})
-    log({"event": "validation", "update": 0, "best": False} | validate())
-    began = time.perf_counter()
+    world = updater.accelerator.num_processes
+    at = begun or Standing(0, due=True, best=Selection(evaluation.metric), meter=Meter(world))
+    if begun:
+        run.log({"event": "resume", "update": at.update})
+    else:
+        run.log(
+            {"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch}
+        )
+    kept = time.perf_counter()
+    try:
+        if at.due:
+            _judge(at, evaluation, run)
+        rank = updater.accelerator.process_index
+        began = time.perf_counter()
+        left = () if _over(at, evaluation) else stream_updates(course, rank, at.update)
+        for batches in left:
+            _update(updater, course, batches, at, run.log, began)
+            at.due = at.update % evaluation.every == 0 or at.update == course.updates
+            run.stop()
+            if at.due:
+                _judge(at, evaluation, run)
+            elif time.perf_counter() - kept > 60 * minutes:
+                run.keep(at)
+            else:
+                began = time.perf_counter()  # loading the next batches counts
+                continue
+            kept = began = time.perf_counter()
+            if _over(at, evaluation):
+                break
+    except Stopped as stop:
+        if not at.update:
+            raise
+        run.keep(at)
+        saved = f"update {at.update} is saved, the same command goes on"
+        raise Stopped(stop.signum, saved) from None
+    if _over(at, evaluation) and at.update < course.updates:
+        why = f"{evaluation.metric} no lower for {at.best.waited} validations"
+        run.log({"event": "stop", "update": at.update, "reason": why})
+    return Result(at.update, at.best, at.meter.summary())
+
+
+def _update(
+    updater: Updater, course: Course, batches: list[Batch], at: Standing, log: Log, began: float
+) -> None:
+    """Make the next update, and say how it went; its batches were waited for since `began`."""
+    rank = updater.accelerator.process_index
+    scale = scale_at(at.update, course.updates, updater.training)
+    update = at.update + 1
+    # Dropout depends on the update and the process alone.
+    torch.manual_seed(course.seed * 1_000_003 + update + rank * 500_009)
 
     def note(row: dict[str, Any]) -> None:
         log({"event": row["event"], "update": update} | row)
 
-    for batches in stream_updates(course, rank):
-        scale = scale_at(update, course.updates, updater.training)
-        update += 1
-        # Dropout depends on the update and the process alone.
-        torch.manual_seed(course.seed * 1_000_003 + update + rank * 500_009)
-        try:
-            loss, norm = updater.step(batches, scale, note)
-        except (StateError, NoRoomError) as error:
-            raise type(error)(f"training stopped at update {update}: {error}") from error
-        epoch, rate = update / course.updates_per_epoch, scale * updater.training.learning_rate
-        row = {"event": "train", "update": update, "epoch": round(epoch, 3)}
-        row |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
-        log(row | meter.update(update, batches, time.perf_counter() - began))
-        began = time.perf_counter()  # loading the next batches counts
-        if update % evaluation.every and update != course.updates:
-            continue
-        scores = validate()
-        better = best.consider(update, scores[evaluation.metric])
-        log({"event": "validation", "update": update, "best": better} | scores)
-        keep(update, best.update)
-        began = time.perf_counter()
-        if evaluation.patience and best.waited >= evaluation.patience:
-            why = f"{evaluation.metric} no lower for {best.waited} validations"
-            log({"event": "stop", "update": update, "reason": why})
-            break
-    return Result(update, best, meter.summary())
+    try:
+        loss, norm = updater.step(batches, scale, note)
+    except (StateError, NoRoomError) as error:
+        raise type(error)(f"training stopped at update {update}: {error}") from error
+    at.update = update
+    epoch, rate = update / course.updates_per_epoch, scale * updater.training.learning_rate
+    row = {"event": "train", "update": update, "epoch": round(epoch, 3)}
+    row |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+    log(row | at.meter.update(batches, time.perf_counter() - began))
+
+
+def _judge(at: Standing, evaluation: Evaluation, run: Run) -> None:
+    """Validate where the run stands; after the first update on, choose and keep."""
+    scores = run.validate()
+    better = at.update > 0 and at.best.consider(at.update, scores[evaluation.metric])
+    at.due = False
+    run.log({"event": "validation", "update": at.update, "best": better} | scores)
+    if at.update:
+        run.keep(at)
+
+
+def _over(at: Standing, evaluation: Evaluation) -> bool:
+    return bool(evaluation.patience) and at.best.waited >= (evaluation.patience or 0)

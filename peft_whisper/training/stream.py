@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import tee
+from itertools import islice, tee
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -76,13 +77,13 @@ class Course:
             left, epoch = left - len(plan), epoch + 1
 
 
-def stream_updates(course: Course, rank: int) -> Iterator[list[Batch]]:
-    """Micro-batches of every update of the run, in order, for one process.
+def stream_updates(course: Course, rank: int, made: int = 0) -> Iterator[list[Batch]]:
+    """Micro-batches of every update of the run after those `made`, in order, for one process.
 
     `data.workers` processes make them for as long as the run lasts; without any, or where frozen
     layers' outputs are heard, a thread does.
     """
-    updates, ahead = tee(course.plan(rank))
+    updates, ahead = tee(islice(course.plan(rank), made, None))
     places = ((epoch, micro) for epoch, update in ahead for micro in update)
     # What frozen layers gave has but to be copied: nothing that other processes could take over.
     workers = 0 if course.frozen else course.data.workers
@@ -105,8 +106,15 @@ def made_ahead(things: Things, places: Iterable[Any], workers: int) -> Iterator[
         num_workers=workers,
         prefetch_factor=AHEAD,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_signals,
     )
     return _handed_over(loader)
+
+
+def _leave_signals(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; when this one ends is for the training to say."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _pinned(thing: Any) -> Any:

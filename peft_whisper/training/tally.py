@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from peft_whisper.data.batches import Batch
 
 
+@dataclass
 class Meter:
-    """Speed of training alone: evaluation is not timed, the first update is warm-up."""
+    """Speed of training alone: evaluation is not timed, a process's first update is warm-up."""
 
-    def __init__(self, processes: int):
-        self.processes = processes
-        self.seconds, self.clips, self.audio_s = 0.0, 0, 0.0
+    processes: int
+    seconds: float = 0.0
+    clips: int = 0
+    audio_s: float = 0.0
+    warm: InitVar[bool] = False
 
-    def update(self, number: int, batches: list[Batch], seconds: float) -> dict[str, float]:
+    def __post_init__(self, warm: bool) -> None:
+        self._warm = warm
+
+    def update(self, batches: list[Batch], seconds: float) -> dict[str, float]:
         """Count one update of `seconds`; returns its speed."""
         clips = sum(len(batch.clip_ids) for batch in batches) * self.processes
         audio_s = sum(batch.audio_s for batch in batches) * self.processes
-        if number > 1:
+        if self._warm:
             self.seconds += seconds
             self.clips += clips
             self.audio_s += audio_s
+        self._warm = True
         return {
             "clips_per_s": clips / seconds,
             "audio_s_per_s": audio_s / seconds,

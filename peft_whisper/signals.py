@@ -1,0 +1,54 @@
+"""SIGTERM and SIGINT: a run that trains ends where nothing is lost, anything else at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from peft_whisper.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """Whether a signal has asked the process to end.
+
+    The scheduler's second SIGTERM changes nothing; a second Ctrl-C ends at once what could not be
+    waited for (the last checkpoint is whole then too).
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.waits = False
+        self.say: Callable[[str], None] = lambda _text: None
+
+    def listen(self) -> None:
+        """Take over the process's signals."""
+        for signum in SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup, or a shell's background
+                signal.signal(signum, self._hear)
+
+    @contextmanager
+    def waiting(self, say: Callable[[str], None]) -> Iterator[None]:
+        """While open, a signal is only noted, for `check` to raise; `say` tells of it."""
+        self.waits, self.say = True, say
+        try:
+            yield
+        finally:
+            self.waits = False
+
+    def check(self) -> None:
+        """Raise Stopped where a signal came."""
+        if self.signum is not None:
+            raise Stopped(self.signum)
+
+    def _hear(self, signum: int, _frame: FrameType | None) -> None:
+        if self.waits and self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.waits:
+            raise Stopped(signum)
+        if self.signum is None:
+            self.signum = signum
+            self.say(f"{signal.Signals(signum).name}: the update is finished and saved first")
