@@ -57,6 +57,16 @@ class Stopped(BaseException):
         self.signum, self.saved = signum, saved
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether no more could be written: the disk, a quota or a limit on a file's size."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno in full:
+        return True
+    # safetensors writes in Rust, and has the number in its sentence alone.
+    found = re.search(r"os error (\d+)", str(error))
+    return found is not None and int(found[1]) in full
+
+
 def first_line(error: BaseException) -> str:
     """What `error` says, without the C++ stack that torch may put below."""
     return next(iter(str(error).splitlines()), type(error).__name__)
@@ -96,10 +106,10 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         print(f"{len(reasons)} files could not be copied: {reasons[0]}", file=sys.stderr)
         code = NoRoomError.exit_code if "No space left" in reasons[0] else RecipeError.exit_code
     except OSError as error:
-        if error.filename is None:
+        full = is_disk_full(error)
+        if error.filename is None and not full:
             raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        print(f"{error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         code = NoRoomError.exit_code if full else RecipeError.exit_code
     except Stopped as stop:
         name = signal.Signals(stop.signum).name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.environment import versions
 from peft_whisper.errors import DataError, RecipeError, StateError
+from peft_whisper.files import sweep, unsealed
 from peft_whisper.recipe import Recipe, leaves, settings
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.run_folder import refuse_taken
@@ -26,10 +27,12 @@ def resumable(
     """The recipe to run and the checkpoint to go on from; None for a run from the start.
 
     What the folder's own recipe found for `auto` is taken over. Raises StateError where the folder
-    holds something else, and RecipeError where its run was begun under another recipe.
+    holds something else, and RecipeError where its run was begun under another recipe. What a
+    killed process left half made there is deleted: to be called under the run's lock.
     """
     from peft_whisper.training.checkpoint import newest
 
+    sweep(folder)
     checkpoints = folder / "checkpoints"
     finished = (folder / "metrics.json").exists()
     if fresh or finished or not checkpoints.is_dir() or not (folder / "recipe.yaml").is_file():
@@ -87,8 +90,6 @@ def same_facts(session: Session, processes: int) -> dict[str, Any]:
 
 def check_same(session: Session, processes: int, checkpoint: Path, console: Console) -> None:
     """Raise DataError or StateError where the run did not begin with this data, or this base."""
-    from peft_whisper.files import unsealed
-
     began, now = unsealed(checkpoint), same_facts(session, processes)
     if began["base"] != now["base"]:
         raise StateError(

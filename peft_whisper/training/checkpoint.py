@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_whisper.errors import NoRoomError, StateError
+from safetensors import SafetensorError
+
+from peft_whisper.errors import NoRoomError, StateError, first_line, is_disk_full
 from peft_whisper.files import (
     MANIFEST,
     remove_folder,
@@ -62,10 +64,19 @@ def save_run(
     """
     check_space(checkpoints, updater)
     target = folder_of(checkpoints, standing.update)
-    with staged_folder(target) as staging:
-        save_weights(staging, updater.model, updater.masters)
-        write_standing(staging, standing, updater)
-        seal(staging, facts | {"update": standing.update})
+    try:
+        with staged_folder(target) as staging:
+            save_weights(staging, updater.model, updater.masters)
+            write_standing(staging, standing, updater)
+            seal(staging, facts | {"update": standing.update})
+    except (OSError, SafetensorError) as error:
+        if not is_disk_full(error):
+            raise
+        raise NoRoomError(
+            f"{target} could not be written ({first_line(error)}): it takes "
+            f"{bytes_of(updater) / 1e9:.3g} GB. The checkpoint before it is whole: make room and "
+            "start the same command again, and the run goes on."
+        ) from error
     return target
 
 

@@ -1,0 +1,143 @@
+"""A process that has imported everything and forks a run for each line of JSON on stdin.
+
+    {"argv": [...], "faults": {...}} -> {"code": ..., "said": ..., "operations": [...]}
+
+So a run starts in no time, and hundreds can be killed. Nothing is computed before: torch's threads
+do not survive a fork. Faults:
+  operation: K    die, as by SIGKILL, before the K-th change of a file below outputs/ (from 1)
+  signal: [N, S]  send signal N after S seconds
+  bytes: B        no file may grow beyond B bytes (RLIMIT_FSIZE)
+  nan: [U, WHERE] at update U, make the loss or a gradient NaN
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pkgutil
+import resource
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import peft_whisper
+from peft_whisper import errors, train
+from peft_whisper.training.updater import Updater
+
+OTHERS = ("peft", "transformers.models.whisper.modeling_whisper", "accelerate", "jiwer")
+WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
+
+
+def watch(die_at: int | None, told: Path) -> None:
+    """Write down each change of a file below outputs/, and die before the chosen one."""
+    count = 0
+    here = str(Path("outputs").resolve())
+
+    def hook(event: str, given: tuple) -> None:
+        nonlocal count
+        if event == "open":
+            changes = isinstance(given[1], str) and set(given[1]) & set("wax+")
+            changes = changes or (given[1] is None and given[2] & (os.O_WRONLY | os.O_RDWR))
+        else:
+            changes = event in WRITES
+        path = str(given[0]) if given else ""
+        if not changes or not os.path.abspath(path).startswith(here):
+            return
+        count += 1
+        if count == die_at:
+            os._exit(137)
+        with open(told, "a", encoding="utf-8") as file:
+            file.write(f"{event} {os.path.relpath(path, here)}\n")
+
+    sys.addaudithook(hook)
+
+
+def poison(update: int, where: str) -> None:
+    """Make the loss or one gradient of `update` NaN."""
+    stepped, count = Updater.step, 0
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == update:
+            if where == "loss":
+                micro = self._micro_step
+                self._micro_step = lambda *given: micro(*given) * float("nan")
+            else:
+                clip = self.masters.clip
+
+                def clipped(longest: float) -> Any:
+                    self.masters.fp32[where].grad.view(-1)[0] = float("nan")
+                    return clip(longest)
+
+                self.masters.clip = clipped
+        return stepped(self, *args, **kwargs)
+
+    Updater.step = step  # type: ignore[method-assign]
+
+
+def begin(argv: list[str], faults: dict[str, Any], said: int, told: Path) -> None:
+    """In the forked process: run, and leave with its code."""
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "bytes" in faults:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (faults["bytes"], resource.RLIM_INFINITY))
+    if "nan" in faults:
+        poison(*faults["nan"])
+    watch(faults.get("operation"), told)
+    errors.run(lambda _argv: train.main(argv))
+
+
+def serve(order: dict[str, Any]) -> dict[str, Any]:
+    """Run one order to its end."""
+    faults = order.get("faults", {})
+    with tempfile.TemporaryDirectory() as folder:
+        told = Path(folder) / "operations"
+        with open(Path(folder) / "said", "w+b") as said:
+            began = time.monotonic()
+            child = os.fork()
+            if not child:
+                try:
+                    begin(order["argv"], faults, said.fileno(), told)
+                finally:
+                    sys.stdout.flush()
+                    os._exit(_code())
+            if "signal" in faults:
+                time.sleep(faults["signal"][1])
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child, faults["signal"][0])
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            words = said.read().decode()
+        operations = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    return {
+        "code": os.waitstatus_to_exitcode(status),
+        "seconds": time.monotonic() - began,
+        "said": words,
+        "operations": operations,
+    }
+
+
+def _code() -> int:
+    """The exit code of the SystemExit that is passing through, as the interpreter would take it."""
+    error = sys.exc_info()[1]
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    import traceback
+
+    traceback.print_exc()
+    return 1
+
+
+if __name__ == "__main__":
+    for module in (*pkgutil.walk_packages(peft_whisper.__path__, "peft_whisper."), *OTHERS):
+        importlib.import_module(getattr(module, "name", module))
+    for line in sys.stdin:
+        print(json.dumps(serve(json.loads(line))), flush=True)
