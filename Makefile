@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test lint bench-speed bench-memory bars clean
+.PHONY: demo test promises lint bench-speed bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about eight minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -13,6 +13,9 @@ demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, a
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
+	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/promises
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,7 +27,7 @@ bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and P
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/speed.py
 
-bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 21 combinations
+bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 25 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py
 
 bars: $(INSTALLED)  ## what `make demo` must have reached, checked on outputs/demo_cpu

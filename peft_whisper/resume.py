@@ -10,7 +10,7 @@ from peft_whisper.errors import DataError, RecipeError, StateError
 from peft_whisper.files import sweep, unsealed
 from peft_whisper.recipe import Recipe, leaves, settings
 from peft_whisper.recipe_yaml import load_recipe
-from peft_whisper.run_folder import refuse_taken
+from peft_whisper.run_folder import is_finished, refuse_taken
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +34,8 @@ def resumable(
 
     sweep(folder)
     checkpoints = folder / "checkpoints"
-    finished = (folder / "metrics.json").exists()
-    if fresh or finished or not checkpoints.is_dir() or not (folder / "recipe.yaml").is_file():
+    unfinished = checkpoints.is_dir() and (folder / "recipe.yaml").is_file()
+    if fresh or is_finished(folder) or not unfinished:
         refuse_taken(folder, fresh)
         return recipe, None
     found, _facts, refused = newest(checkpoints)

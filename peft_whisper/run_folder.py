@@ -40,11 +40,16 @@ def lock(folder: Path) -> None:
         ) from error
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run came to its end here: its card is what it writes last."""
+    return (folder / "README.md").exists()
+
+
 def refuse_taken(folder: Path, fresh: bool) -> None:
     """Raise StateError where `folder` holds something to keep and the user did not say `fresh`."""
     if fresh or not _worth_keeping(folder):
         return
-    holds = "a finished run" if (folder / "metrics.json").exists() else "other files"
+    holds = "a finished run" if is_finished(folder) else "other files"
     raise StateError(
         f"{folder} holds {holds}. Add --fresh to start over (the old folder is moved aside), or "
         "name=another to keep both."

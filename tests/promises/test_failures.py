@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def checkpoints(runs: Runs, name: str) -> list[Path]:
 
 def test_a_nan_reaches_no_file(runs: Runs, whole: dict[str, Any]) -> None:
     """In the loss, or in one gradient, at any update."""
-    draw, count, poisoned, named = np.random.default_rng(4), 100 if FULL else 6, 0, 0
+    draw, count, poisoned, named = np.random.default_rng(4), 100 if FULL else 4, 0, 0
     tensors = list(load_file(checkpoints(runs, "whole")[0] / "adapter_model.safetensors"))
     for number in range(count):
         update = int(draw.integers(1, 7))
@@ -51,7 +50,7 @@ def test_a_nan_reaches_no_file(runs: Runs, whole: dict[str, Any]) -> None:
 def test_a_full_disk_harms_nothing(runs: Runs, whole: dict[str, Any]) -> None:
     """No file may grow beyond a limit, stepped from nothing to more than the largest file."""
     largest = max(path.stat().st_size for path in checkpoints(runs, "whole")[-1].iterdir())
-    limits = np.linspace(1000, 1.2 * largest, 40 if FULL else 5).astype(int)
+    limits = np.linspace(1000, 1.2 * largest, 40 if FULL else 3).astype(int)
     refused = verified = same = 0
     for limit in limits:
         done = runs("full", bytes=int(limit))
@@ -77,16 +76,16 @@ def other(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return value + 1 if not math.isclose(value, 1) else 2
-    return None
+        return value + 1
+    return [*value, "other"] if isinstance(value, list) else f"{value}-other"
 
 
 def test_each_key_of_a_recipe_is_frozen_or_free(runs: Runs) -> None:
     recipe = load_recipe(runs.place / "tiny.yaml")
     tree, refused, free = settings(recipe), 0, 0
-    keys = [key for key, value in leaves(tree) if other(value) is not None]
-    for key in keys:
-        changed = put(recipe, key.split("."), other(dict(leaves(tree))[key]))
+    keys = list(leaves(tree))
+    for key, value in keys:
+        changed = put(recipe, key.split("."), other(value))
         if any(key == one or key.startswith(f"{one}.") for one in FREE):
             same_run(changed, recipe, Path("outputs/x"))
             free += 1
@@ -95,7 +94,7 @@ def test_each_key_of_a_recipe_is_frozen_or_free(runs: Runs) -> None:
                 same_run(changed, recipe, Path("outputs/x"))
             refused += 1
     print(f"\n{len(keys)} keys changed one by one: {refused} refused by name, {free} applied")
-    assert refused + free == len(keys) and free >= 2 and refused >= 25
+    assert refused + free == len(keys) and free >= 3 and refused >= 25
 
 
 def put(model: Any, path: list[str], value: Any) -> Any:
