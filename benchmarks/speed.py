@@ -79,11 +79,11 @@ def compare(session: Session, rounds: int, console: Console) -> Iterator[dict[st
     updates = planned_updates(session)
     ours, rival = Ours(session, updates), Rival(session, precision, micro, updates, train)
     rows = [train_both(ours, rival, updates, console)]
-    evaluation, wer = score_both(ours, rival, rounds, console)
+    evaluation, wer, apart = score_both(ours, rival, rounds, console)
     rows.append(evaluation)
     del ours, rival
     rival_is = {"precision": precision, "micro": micro, "tried": tried}
-    facts = {"rival": rival_is, "updates": updates, "rows": rows, "wer": wer}
+    facts = {"rival": rival_is, "updates": updates, "rows": rows, "wer": wer, "apart": apart}
     yield facts
     for seconds in LENGTHS_S:
         rows.append(long_clips(session, seconds, precision, micro, rounds))
@@ -129,15 +129,21 @@ def train_both(ours: Ours, rival: Rival, updates: int, console: Console) -> dict
 
 def score_both(
     ours: Ours, rival: Rival, rounds: int, console: Console
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Each with what it trained; then both decoders in turn with what ours trained."""
+) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
+    """Each with what it trained; then both decoders in turn with what ours trained.
+
+    Returns seconds, WER of each, and of ours minus the rival's, with paired intervals.
+    """
     from rivals.hf_trainer import prepare
-    from turns import scored
+    from turns import counted, scored
+
+    from peft_whisper.scoring.metrics import difference
 
     session = ours.session
     test = prepare(session.splits.test, rival.processor, session.recipe.data.channel)
-    wer = {"rival trained, rival decodes": scored(session, rival.transcribe(test)[1]).wer}
-    wer["ours trained, ours decodes at 30 s"] = scored(session, ours.transcribe(None)[1]).wer
+    rivals, full = rival.transcribe(test)[1], ours.transcribe(None)[1]
+    wer = {"rival trained, rival decodes": scored(session, rivals).wer}
+    wer["ours trained, ours decodes at 30 s"] = scored(session, full).wer
     rival.take(ours.weights())
     spent: tuple[list[float], list[float]] = ([], [])
     with progress(console, "decoding with both", rounds) as task:
@@ -149,8 +155,14 @@ def score_both(
             task.advance()
     wer["ours trained, ours decodes"] = scored(session, heard).wer
     wer["ours trained, rival decodes"] = scored(session, theirs).wer
-    clips = len(session.splits.test)
-    return row("evaluation", median(spent[0]) / clips, median(spent[1]) / clips), wer
+    clips, draws = len(session.splits.test), session.recipe.evaluation.bootstrap
+    apart = {
+        what: difference(
+            counted(session, rivals), counted(session, texts), draws, session.recipe.seed
+        )
+        for what, texts in (("at its own length", heard), ("at 30 s", full))
+    }
+    return row("evaluation", median(spent[0]) / clips, median(spent[1]) / clips), wer, apart
 
 
 def long_clips(
@@ -201,6 +213,12 @@ def show(facts: dict[str, Any], console: Console) -> None:
     console.print(table)
     scores = ", ".join(f"{who} {100 * rate:.1f} %" for who, rate in facts["wer"].items())
     console.print(f"WER after {facts['updates']} updates each: {scores}")
+    for what, found in facts["apart"].items():
+        low, high = found["interval"]
+        console.print(
+            f"ours {what} minus the rival: {100 * found['wer']:+.1f} points of WER "
+            f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, paired)"
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from peft_whisper.data.batches import Batch, Context
-    from peft_whisper.scoring.metrics import Score
+    from peft_whisper.scoring.metrics import Score, Utterance
 
 Texts = dict[str, str]  # transcript by clip id
 
@@ -40,15 +40,22 @@ def own_accelerator() -> Accelerator:
     return start_accelerator()
 
 
-def scored(session: Session, texts: Texts) -> Score:
-    """Errors of the test split, counted as the product counts them."""
-    from peft_whisper.scoring.metrics import measure, summarize
+def counted(session: Session, texts: Texts) -> list[Utterance]:
+    """Errors of each clip of the test split, counted as the product counts them."""
+    from peft_whisper.scoring.metrics import measure
     from peft_whisper.scoring.normalize import normalizer
 
+    clean = normalizer(session.recipe.evaluation.normalizer)
+    return [measure(clip.text, texts[clip.id], clean) for clip in session.splits.test]
+
+
+def scored(session: Session, texts: Texts) -> Score:
+    """Errors of the test split together."""
+    from peft_whisper.scoring.metrics import summarize
+
     rules = session.recipe.evaluation
-    clean = normalizer(rules.normalizer)
-    counted = [measure(clip.text, texts[clip.id], clean) for clip in session.splits.test]
-    return summarize(counted, rules.normalizer, rules.bootstrap, session.recipe.seed)
+    found = counted(session, texts)
+    return summarize(found, rules.normalizer, rules.bootstrap, session.recipe.seed)
 
 
 class Ours:
