@@ -1,0 +1,98 @@
+"""A checkpoint read into a new process's updater: the same weights, moments and next update."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import whispers
+from accelerate import Accelerator
+from test_loop import batch_of, clips
+
+from peft_whisper.errors import NoRoomError, StateError
+from peft_whisper.files import unsealed
+from peft_whisper.model.adapters import (
+    Adapter,
+    FirstBackwardCheck,
+    attach,
+    train_everything,
+)
+from peft_whisper.model.encoder import whisper_of
+from peft_whisper.recipe_sections import Training
+from peft_whisper.training import checkpoint
+from peft_whisper.training.standing import Standing, read_standing
+from peft_whisper.training.tally import Meter, Selection
+from peft_whisper.training.updater import Updater
+
+ADAPTER = Adapter(4, 8, 0.1, range(2), range(2), ("q", "k", "v", "out", "fc1", "fc2"))
+WAYS = {
+    "LoRA": (ADAPTER, torch.float32, "adamw", "fp32"),
+    "LoRA, bf16, 8 bits": (ADAPTER, torch.bfloat16, "adamw8bit", "bf16"),
+    "LoRA, fp16": (ADAPTER, torch.float16, "adamw", "fp16"),
+    "full": (None, torch.float32, "adamw", "fp32"),
+    "full, bf16, 8 bits": (None, torch.bfloat16, "adamw8bit", "bf16"),
+}
+
+
+def made(way: str) -> Updater:
+    adapter, dtype, optimizer, precision = WAYS[way]
+    base = whispers.model(whispers.config()).to(dtype)
+    torch.manual_seed(3)
+    model = train_everything(base) if adapter is None else attach(base, adapter)
+    training = Training(updates=9, learning_rate=1e-3, optimizer=optimizer, precision=precision)
+    check = FirstBackwardCheck(whisper_of(model), adapter)
+    return Updater(Accelerator(cpu=True), model, training, check)
+
+
+def step(updater: Updater, update: int) -> tuple[float, float]:
+    torch.manual_seed(update)
+    return updater.step([batch_of(clips([3, 9, 5]))], 1.0)
+
+
+def state(updater: Updater) -> list[torch.Tensor]:
+    """Masters, the model's own weights, and all that the optimizer holds."""
+    moments = [
+        torch.as_tensor(value)
+        for master in updater.masters.fp32
+        for _, value in sorted(updater.optimizer.state[master].items())
+    ]
+    return [*updater.masters.fp32, *updater.masters.model, *moments]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_new_updater_goes_on_bit_for_bit(way: str, tmp_path: Path) -> None:
+    one = made(way)
+    for update in (1, 2):
+        step(one, update)
+    one.room.limit = 700
+    meter = Meter(1, 3.0, 4, 5.0)
+    standing = Standing(2, due=True, best=Selection("mer", 1, 0.5, 2), meter=meter)
+    folder = checkpoint.save_run(tmp_path, standing, one, {"base": "b"})
+    assert unsealed(folder) == {"base": "b", "update": 2}
+    other = made(way)
+    assert asdict(read_standing(folder, other)) == asdict(standing)
+    assert other.room.limit == 700
+    assert all(map(torch.equal, state(one), state(other)))
+    assert step(one, 3) == step(other, 3)
+    assert all(map(torch.equal, state(one), state(other)))
+    assert (one.loss_scale is None) == (other.loss_scale is None)
+    if one.loss_scale and other.loss_scale:
+        assert asdict(one.loss_scale) == asdict(other.loss_scale)
+
+
+def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
+    standing = Standing(1, due=False, best=Selection("mer"), meter=Meter(1))
+    folder = checkpoint.save_run(tmp_path, standing, made("LoRA"), {})
+    with pytest.raises(StateError, match=r"lacks \d+ trained tensors"):
+        read_standing(folder, made("full"))
+
+
+def test_a_disk_too_small_is_said_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
+    free = checkpoint.shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _path: free)
+    standing = Standing(1, due=False, best=Selection("mer"), meter=Meter(1))
+    with pytest.raises(NoRoomError, match=r"0.01 GB of disk are free.* needs"):
+        checkpoint.save_run(tmp_path, standing, made("LoRA"), {})
+    assert not list(tmp_path.iterdir())
