@@ -150,7 +150,7 @@ class RunLog:
                 style="yellow" if row["warning"] else None,
             )
         elif row["event"] == "resume":
-            self.task.advance(row["update"])
+            self.task.resume(row["update"])
             self.console.print(f"  going on after update {row['update']}")
         elif row["event"] == "stop":
             self.console.print(f"  stopped at update {row['update']}: {row['reason']}")

@@ -38,7 +38,8 @@ class Task:
 
     def __init__(self, console: Console, title: str, total: int | None, bar: Progress | None):
         self.console, self.title, self.total, self.bar = console, title, total, bar
-        self.done, self.began, self.said = 0, time.monotonic(), time.monotonic()
+        self.done, self.earlier = 0, 0
+        self.began = self.said = time.monotonic()
         self.row = bar.add_task(title, total=total, note="") if bar else None
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -49,10 +50,17 @@ class Task:
             self.said = time.monotonic()
             self.console.print(f"{self.title} {self._state()}  {note}".rstrip(), highlight=False)
 
+    def resume(self, count: int) -> None:
+        """Begin where an earlier process ended; its pace is not known."""
+        self.done = self.earlier = count
+        if self.bar is not None and self.row is not None:
+            self.bar.update(self.row, completed=count)
+
     def _state(self) -> str:
-        if not self.total or not self.done:
-            return str(self.done)
-        left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
+        here = self.done - self.earlier
+        if not self.total or not here:
+            return f"{self.done}/{self.total}" if self.earlier else str(self.done)
+        left = (time.monotonic() - self.began) / here * (self.total - self.done)
         return f"{self.done}/{self.total}, {int(left // 60)}:{int(left % 60):02d} left"
 
 
