@@ -66,19 +66,23 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     write_json(folder / MANIFEST, facts | {"files": files})
 
 
-def unsealed(folder: Path) -> dict[str, Any]:
-    """The facts that `folder` was sealed with.
-
-    Raises StateError where a file is missing, or is not bit for bit as it was written.
-    """
+def sealed_with(folder: Path) -> dict[str, Any]:
+    """What MANIFEST.json says of `folder`; raises StateError where it says nothing."""
     try:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        listed = {name: (one["bytes"], one["sha256"]) for name, one in facts.pop("files").items()}
+        for one in facts["files"].values():
+            one["bytes"], one["sha256"]
     except FileNotFoundError as error:
         raise StateError(f"{folder} has no {MANIFEST}: it was not written to the end") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"{folder / MANIFEST} is damaged: {error}") from error
-    for name, (size, digest) in listed.items():
+    return facts
+
+
+def check_seal(folder: Path) -> None:
+    """Raise StateError where a file is missing, or is not bit for bit as it was written."""
+    for name, one in sealed_with(folder)["files"].items():
+        size, digest = one["bytes"], one["sha256"]
         path = folder / name
         if not path.is_file():
             raise StateError(f"{path} is missing")
@@ -86,7 +90,6 @@ def unsealed(folder: Path) -> dict[str, Any]:
             raise StateError(f"{path} has {path.stat().st_size} bytes, {size} were written")
         if (found := _sha256(path)) != digest:
             raise StateError(f"{path} is damaged: SHA-256 {found}, written was {digest}")
-    return facts
 
 
 def _sha256(path: Path) -> str:

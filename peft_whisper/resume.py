@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.environment import versions
 from peft_whisper.errors import DataError, RecipeError, StateError
-from peft_whisper.files import sweep, unsealed
+from peft_whisper.files import sealed_with, sweep
 from peft_whisper.recipe import Recipe, leaves, settings
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.run_folder import is_finished, refuse_taken
@@ -38,7 +38,7 @@ def resumable(
     if fresh or is_finished(folder) or not unfinished:
         refuse_taken(folder, fresh)
         return recipe, None
-    found, _facts, refused = newest(checkpoints)
+    found, refused = newest(checkpoints)
     for why in refused:
         console.print(f"note: not gone on from: {why}", style="yellow")
     if found is None:
@@ -90,7 +90,7 @@ def same_facts(session: Session, processes: int) -> dict[str, Any]:
 
 def check_same(session: Session, processes: int, checkpoint: Path, console: Console) -> None:
     """Raise DataError or StateError where the run did not begin with this data, or this base."""
-    began, now = unsealed(checkpoint), same_facts(session, processes)
+    began, now = sealed_with(checkpoint), same_facts(session, processes)
     if began["base"] != now["base"]:
         raise StateError(
             f"{checkpoint} was trained on other weights than {session.base.name} holds now "

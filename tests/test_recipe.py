@@ -99,6 +99,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "accumulation": "2",
         "micro_audio_s": "120",
         "precision": "bf16",
+        "attention": "tiled",
         "optimizer": "adamw8bit",
         "learning_rate": "1e-5",
         "weight_decay": "0.01",
@@ -118,7 +119,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "bootstrap": "500",
         "max_tokens": "100",
     },
-    "checkpoints": {"keep_last": "3"},
+    "checkpoints": {"keep_last": "3", "minutes": "5"},
 }
 
 
@@ -505,6 +506,7 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
             "training.compile: .*write training.recompute: none",
         ),
         (["base.quantize=nf4", "training.compile=true"], "training.compile: .*base.quantize"),
+        (["training.attention=auto", "training.compile=true"], "training.compile: .*attention"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
@@ -870,7 +872,7 @@ def test_every_key_changes_the_hash(tmp_path):
         elif path == ("training", "precision"):
             overrides = ["training.precision=fp32", "base.dtype=float32"]
         elif path == ("training", "compile"):
-            plain = ["training.recompute=none", "base.quantize=null"]
+            plain = ["training.recompute=none", "training.attention=torch", "base.quantize=null"]
             overrides = ["training.compile=true", *plain]
         else:
             parent[path[-1]] = another(KEYS[path], parent[path[-1]])

@@ -24,7 +24,7 @@ from peft_whisper.terminal import Terminal
 recipe, folder, console = load_recipe("recipes/demo_cpu.yaml"), Path(sys.argv[1]), Terminal()
 accelerator = train.start_accelerator()
 said("imports")
-session, found = opening.open_everywhere(recipe, folder, accelerator, console)
+session, found, _ = opening.open_everywhere(recipe, folder, None, accelerator, console)
 said("audited, chosen and planned")
 course = train.make_course(session, 1)
 updater, model = train.make_updater(session, accelerator)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,38 @@ def test_two_processes_follow_the_path_of_one(place: Path, finished: Path) -> No
     worst = max(abs(a - b) for a, b in zip(one, two, strict=True))
     print(f"two processes: loss differs from one process by at most {worst:.1e}")
     assert worst < 1e-4
+
+
+def test_two_processes_stop_at_one_update_and_go_on(place: Path) -> None:
+    """The launcher passes SIGTERM on; each process may hear it at another update."""
+    launch = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "peft_whisper.train")
+    long = ("training.updates=30", "evaluation.every=15", "training.batch=2")
+    command(place, *launch, "tiny.yaml", *long, "name=unbroken")
+    run = place / "outputs" / "broken"
+    running = subprocess.Popen(
+        [sys.executable, "-m", *launch, "tiny.yaml", *long, "name=broken"],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = run / "log.jsonl"
+    while not (log.exists() and '"update": 3,' in log.read_text()):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.terminate()
+    running.wait(timeout=60)
+    made = log.read_text().count('"event": "train"')
+    assert made < 30 and (run / "checkpoints" / f"update-{made:06d}").is_dir()
+    refused = train(place, "tiny.yaml", *long, "name=broken", expect=4)
+    assert "begun by 2 processes" in refused.stderr
+    command(place, *launch, "tiny.yaml", *long, "name=broken")
+    whole, went_on = (
+        (place / "outputs" / name / "adapter" / "adapter_model.safetensors").read_bytes()
+        for name in ("unbroken", "broken")
+    )
+    assert losses(run) == losses(place / "outputs" / "unbroken")
+    assert whole == went_on
 
 
 def test_evaluate_repeats_the_runs_figures(place: Path, finished: Path) -> None:

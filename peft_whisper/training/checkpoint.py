@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from peft_whisper.errors import NoRoomError, StateError, first_line, is_disk_full
 from peft_whisper.files import (
     MANIFEST,
+    check_seal,
     remove_folder,
     seal,
     staged_folder,
     sweep,
-    unsealed,
     write_json,
 )
 from peft_whisper.model.base import quiet_transformers
@@ -107,8 +107,8 @@ def save_weights(folder: Path, model: Any, masters: Masters) -> None:
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card; ours comes later
 
 
-def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], Refused]:
-    """The newest checkpoint that is bit for bit as it was written, its facts, and why no newer one.
+def newest(checkpoints: Path) -> tuple[Path | None, Refused]:
+    """The newest checkpoint that is bit for bit as it was written, and why no newer one.
 
     What a killed process left half made is deleted; to be called under the run's lock.
     """
@@ -116,10 +116,11 @@ def newest(checkpoints: Path) -> tuple[Path | None, dict[str, Any], Refused]:
     refused: Refused = []
     for folder in sorted(checkpoints.glob("update-*"), reverse=True):
         try:
-            return folder, unsealed(folder), refused
+            check_seal(folder)
+            return folder, refused
         except (StateError, OSError) as error:
             refused.append(str(error))
-    return None, {}, refused
+    return None, refused
 
 
 def rotate(checkpoints: Path, keep_last: int, best: int) -> None:

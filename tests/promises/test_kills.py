@@ -23,7 +23,7 @@ def test_a_kill_at_every_change_of_a_file(runs: Runs, whole: dict[str, Any]) -> 
     first = next(i for i, row in enumerate(told) if "checkpoints" in row)
     last = max(i for i, row in enumerate(told) if "adapter" in row)
     points = range(first + 1, last + 2)
-    chosen = points if FULL else points[7::17]
+    chosen = points if FULL else points[7::35]
     same = 0
     for point in chosen:
         killed = runs("killed", operation=point)
@@ -38,7 +38,7 @@ def test_a_kill_at_every_change_of_a_file(runs: Runs, whole: dict[str, Any]) -> 
 
 
 def test_kills_at_random_moments(runs: Runs, whole: dict[str, Any]) -> None:
-    draw, count, kills, same, ended = np.random.default_rng(1), 50 if FULL else 3, 0, 0, 0
+    draw, count, kills, same, ended = np.random.default_rng(1), 50 if FULL else 2, 0, 0, 0
     while kills < count:
         code = 0
         for _ in range(100):
@@ -61,7 +61,7 @@ def test_kills_at_random_moments(runs: Runs, whole: dict[str, Any]) -> None:
 
 def test_sigterm_loses_nothing(runs: Runs, whole: dict[str, Any]) -> None:
     """At random moments, in a third of the cases with the scheduler's second signal."""
-    draw, count, same, lost, slowest = np.random.default_rng(2), 50 if FULL else 3, 0, 0, 0.0
+    draw, count, same, lost, slowest = np.random.default_rng(2), 50 if FULL else 2, 0, 0, 0.0
     stopped = 0
     while stopped < count:
         moment = float(draw.uniform(0, whole["seconds"]))
@@ -89,7 +89,7 @@ def test_sigterm_loses_nothing(runs: Runs, whole: dict[str, Any]) -> None:
 
 def test_a_damaged_checkpoint_is_never_gone_on_from(runs: Runs, whole: dict[str, Any]) -> None:
     from peft_whisper.errors import StateError
-    from peft_whisper.files import unsealed
+    from peft_whisper.files import check_seal
 
     draw, refused, count = np.random.default_rng(3), 0, 500
     newest = sorted((runs.folder("whole") / "checkpoints").glob("update-*"))[-1]
@@ -101,7 +101,7 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(runs: Runs, whole: dict[str,
         bad[draw.integers(len(good))] ^= 1 << int(draw.integers(8))
         path.write_bytes(bad)
         try:
-            unsealed(newest)
+            check_seal(newest)
         except StateError as error:
             refused += str(path) in str(error)
         path.write_bytes(good)
@@ -111,17 +111,17 @@ def test_a_damaged_checkpoint_is_never_gone_on_from(runs: Runs, whole: dict[str,
         for length in {0, 1, len(good) // 2, len(good) - 2}:  # the last byte ends a line
             path.write_bytes(good[:length])
             try:
-                unsealed(newest)
+                check_seal(newest)
             except StateError:
                 cuts += 1
             path.write_bytes(good)
         path.unlink()
         try:
-            unsealed(newest)
+            check_seal(newest)
         except StateError:
             cuts += 1
         path.write_bytes(good)
-    unsealed(newest)
+    check_seal(newest)
     print(
         f"\n{refused}/{count} bit flips refused, each naming its file; "
         f"{cuts}/{5 * (len(files) + 1)} truncated or missing files refused"
