@@ -7,7 +7,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 
 .PHONY: demo test promises lint bench-speed bench-memory bars clean
 
-demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about eight minutes
+demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
 	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 
@@ -15,7 +15,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
-	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rP tests/promises
+	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
