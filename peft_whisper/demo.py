@@ -9,7 +9,6 @@ sums. The prompts pass through a simulated throat microphone and are split by tr
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import subprocess
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from peft_whisper.errors import DataError, run
-from peft_whisper.files import staged_folder, write_json
+from peft_whisper.files import sha256, staged_folder, write_json
 from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -96,14 +95,6 @@ def sums(folder: Path) -> dict[str, str]:
         for path in files
         if path != folder / "MANIFEST.json"
     }
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def build(folder: Path, console: Console) -> None:

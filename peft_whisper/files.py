@@ -59,7 +59,7 @@ def sweep(folder: Path) -> None:
 def seal(folder: Path, facts: dict[str, Any]) -> None:
     """Write MANIFEST.json: `facts`, and the size and SHA-256 of every other file."""
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
@@ -88,11 +88,12 @@ def check_seal(folder: Path) -> None:
             raise StateError(f"{path} is missing")
         if path.stat().st_size != size:
             raise StateError(f"{path} has {path.stat().st_size} bytes, {size} were written")
-        if (found := _sha256(path)) != digest:
+        if (found := sha256(path)) != digest:
             raise StateError(f"{path} is damaged: SHA-256 {found}, written was {digest}")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -10,6 +10,7 @@ from types import FrameType
 from peft_whisper.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ALL_SAVED = "every update is saved, the same command scores the run"
 
 
 class Stop:
@@ -38,11 +39,12 @@ class Stop:
             yield
         finally:
             self.waits = False
+        self.check(ALL_SAVED)  # one that came after the last update was saved
 
-    def check(self) -> None:
-        """Raise Stopped where a signal came."""
+    def check(self, saved: str = "") -> None:
+        """Raise Stopped where a signal came; `saved` says what is safe."""
         if self.signum is not None:
-            raise Stopped(self.signum)
+            raise Stopped(self.signum, saved)
 
     def _hear(self, signum: int, _frame: FrameType | None) -> None:
         if self.waits and self.signum is not None and signum == signal.SIGINT:

@@ -156,8 +156,7 @@ def train(
     def keep(at: Standing) -> None:
         if accelerator.is_main_process:
             checkpoint.save_run(checkpoints, at, updater, facts)
-            checkpoint.rotate(checkpoints, recipe.checkpoints.keep_last, at.best.update)
-        accelerator.wait_for_everyone()
+            checkpoint.rotate(checkpoints, recipe.checkpoints.keep_last, at)
 
     with progress(console, "training", course.updates) as task, stop.waiting(console.print):
         log = RunLog(folder / "log.jsonl", task, console, accelerator)
@@ -178,15 +177,22 @@ def train(
         )
         if "memory" in found and accelerator.device.type == "cuda":
             log(measured_beside(found["memory"]))
-    method = recipe.adapter.method
-    target = folder / ("model" if method == "none" else "adapter")
+    target = folder / ("model" if recipe.adapter.method == "none" else "adapter")
     if accelerator.is_main_process:
-        made: dict[str, Any] = {"method": method, "update": result.best.update}
-        if recipe.base.quantize is not None:
-            made["quantize"] = recipe.base.quantize
-        checkpoint.publish(checkpoints, result.best.update, target, session.base, made)
+        publish_best(session, checkpoints, result.best.update, target)
     model.to("cpu")  # the final test loads from disk and wants the card's memory
     return result, target
+
+
+def publish_best(session: Session, checkpoints: Path, update: int, target: Path) -> None:
+    """Copy the chosen checkpoint to `target`, with what using it elsewhere needs."""
+    from peft_whisper.training.checkpoint import publish
+
+    recipe = session.recipe
+    facts: dict[str, Any] = {"method": recipe.adapter.method, "update": update}
+    if recipe.base.quantize is not None:
+        facts["quantize"] = recipe.base.quantize
+    publish(checkpoints, update, target, session.base, facts)
 
 
 def agreed(stop: Stop, accelerator: Accelerator) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from peft_whisper import merge
 from peft_whisper.errors import RecipeError, StateError
+from peft_whisper.files import seal
 from peft_whisper.model.adapters import Adapter, attach, trainable
 from peft_whisper.model.find import find_base
 from peft_whisper.model.trained import load_tuned, read_facts
@@ -34,6 +35,7 @@ def trained(tmp_path):
     masters = Masters(trainable(model), torch.float32)
     weights = checkpoint.folder_of(tmp_path / "checkpoints", 3)
     checkpoint.save_weights(weights, model, masters)
+    seal(weights, {})
     facts = {"method": "lora", "update": 3}
     checkpoint.publish(tmp_path / "checkpoints", 3, tmp_path / "adapter", base, facts)
     return tmp_path, model

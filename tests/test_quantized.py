@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig, GenerationConfig, WhisperForConditi
 
 from peft_whisper import merge
 from peft_whisper.errors import RecipeError
+from peft_whisper.files import seal
 from peft_whisper.model.adapters import (
     Adapter,
     FirstBackwardCheck,
@@ -272,7 +273,9 @@ def test_saved_and_loaded_it_is_the_same_and_merges_into_the_plain_base(
 ) -> None:
     model = adapted(base.load(dtype, kind))
     masters = Masters(trainable(model), getattr(torch, dtype))
-    checkpoint.save_weights(checkpoint.folder_of(tmp_path, 1), model, masters)
+    weights = checkpoint.folder_of(tmp_path, 1)
+    checkpoint.save_weights(weights, model, masters)
+    seal(weights, {})
     facts = {"method": "lora", "update": 1, "quantize": kind}
     checkpoint.publish(tmp_path, 1, tmp_path / "adapter", base, facts)
     again = load_tuned(base.load(dtype, kind), base.fingerprint, tmp_path / "adapter").eval()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import whispers
 from accelerate import Accelerator
 from test_loop import batch_of, clips
 
-from peft_whisper.errors import NoRoomError, StateError
+from peft_whisper.errors import NoRoomError, StateError, Stopped
 from peft_whisper.files import check_seal, sealed_with
 from peft_whisper.model.adapters import (
     Adapter,
@@ -21,6 +23,7 @@ from peft_whisper.model.adapters import (
 )
 from peft_whisper.model.encoder import whisper_of
 from peft_whisper.recipe_sections import Training
+from peft_whisper.signals import Stop
 from peft_whisper.training import checkpoint
 from peft_whisper.training.standing import Standing, read_standing
 from peft_whisper.training.tally import Meter, Selection
@@ -97,3 +100,30 @@ def test_a_disk_too_small_is_said_before_anything_is_written(tmp_path: Path, mon
     with pytest.raises(NoRoomError, match=r"0.01 GB of disk are free.* needs"):
         checkpoint.save_run(tmp_path, standing, made("LoRA"), {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_later_checkpoint_pushes_no_good_one_out(tmp_path: Path) -> None:
+    for update in (2, 4, 6):
+        checkpoint.folder_of(tmp_path, update).mkdir()
+    at = Standing(4, due=False, best=Selection("mer", 2, 0.5), meter=Meter(1))
+    checkpoint.rotate(tmp_path, 1, at)
+    assert [one.name for one in sorted(tmp_path.iterdir())] == ["update-000002", "update-000004"]
+
+
+def test_a_damaged_best_checkpoint_is_not_published(tmp_path: Path) -> None:
+    standing = Standing(1, due=False, best=Selection("mer", 1, 0.5), meter=Meter(1))
+    weights = (
+        checkpoint.save_run(tmp_path, standing, made("LoRA"), {}) / "adapter_model.safetensors"
+    )
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    base: Any = None  # not come to
+    with pytest.raises(StateError, match=r"adapter_model.safetensors is damaged"):
+        checkpoint.publish(tmp_path, 1, tmp_path / "adapter", base, {})
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_signal_after_the_last_check_is_not_forgotten() -> None:
+    stop = Stop()
+    with pytest.raises(Stopped) as raised, stop.waiting(lambda _text: None):
+        stop.signum = signal.SIGTERM
+    assert raised.value.signum == signal.SIGTERM and "saved" in raised.value.saved

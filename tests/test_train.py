@@ -194,9 +194,9 @@ def test_two_processes_stop_at_one_update_and_go_on(place: Path) -> None:
     launch = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "peft_whisper.train")
     long = ("training.updates=30", "evaluation.every=15", "training.batch=2")
     command(place, *launch, "tiny.yaml", *long, "name=unbroken")
-    run = place / "outputs" / "broken"
+    run, kept_by_the_clock = place / "outputs" / "broken", "checkpoints.minutes=0.0005"
     running = subprocess.Popen(
-        [sys.executable, "-m", *launch, "tiny.yaml", *long, "name=broken"],
+        [sys.executable, "-m", *launch, "tiny.yaml", *long, "name=broken", kept_by_the_clock],
         cwd=place,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ import whispers
 
 from peft_whisper import transcribe
 from peft_whisper.errors import DataError, RecipeError, StateError
+from peft_whisper.files import seal
 from peft_whisper.model.adapters import Adapter, attach, trainable
 from peft_whisper.model.find import find_base
 from peft_whisper.training import checkpoint
@@ -36,6 +37,7 @@ def train(folder: Path, name: str, seed: int) -> None:
     masters = Masters(trainable(model), torch.float32)
     weights = checkpoint.folder_of(folder / "checkpoints" / name, 1)
     checkpoint.save_weights(weights, model, masters)
+    seal(weights, {})
     target = folder / "outputs" / name / "adapter"
     target.parent.mkdir(parents=True)
     checkpoint.publish(folder / "checkpoints" / name, 1, target, base, {"method": "lora"})

@@ -12,7 +12,7 @@ from typing import Any
 from comparing.sweeps import expand
 
 from peft_whisper.errors import RecipeError
-from peft_whisper.recipe import Recipe, settings
+from peft_whisper.recipe import Recipe, leaves, settings
 from peft_whisper.recipe_yaml import load_recipe
 
 OUTPUT = "outputs/compare"
@@ -95,7 +95,7 @@ class Run:
         if self.budget.minutes is None:
             training = tree["training"]
             shared["training"] = {name: training.get(name) for name in ("updates", "epochs")}
-        return {key: value for key, value in _flat(shared) if value is not None}
+        return {key: value for key, value in leaves(shared) if value is not None}
 
 
 def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = False) -> list[Run]:
@@ -176,14 +176,6 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 def _said(value: Any) -> str:
     return "nothing" if value is None else str(value)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _without(tree: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

@@ -123,9 +123,14 @@ def newest(checkpoints: Path) -> tuple[Path | None, Refused]:
     return None, refused
 
 
-def rotate(checkpoints: Path, keep_last: int, best: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and the best one."""
-    kept = sorted(checkpoints.glob("update-*"))[-keep_last:] + [folder_of(checkpoints, best)]
+def rotate(checkpoints: Path, keep_last: int, at: Standing) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the best one.
+
+    Those of later updates were damaged, or the run would have gone on from them: they go too.
+    """
+    newest_is = folder_of(checkpoints, at.update)
+    made = [one for one in sorted(checkpoints.glob("update-*")) if one.name <= newest_is.name]
+    kept = [*made[-keep_last:], folder_of(checkpoints, at.best.update)]
     for folder in checkpoints.glob("update-*"):
         if folder not in kept:
             remove_folder(folder)
@@ -137,8 +142,10 @@ def publish(
     """Copy one checkpoint to `target`, with all that using it elsewhere needs.
 
     Beside the weights: tokenizer, feature extractor and the base's generation settings, and
-    `peft_whisper.json`: `facts`, the base and its fingerprint.
+    `peft_whisper.json`: `facts`, the base and its fingerprint. Raises StateError where the
+    checkpoint is not as it was written.
     """
+    check_seal(folder_of(checkpoints, update))
     trained_on = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
     without = shutil.ignore_patterns(OPTIMIZER, STATE, MANIFEST)
     with staged_folder(target) as staging:

@@ -42,10 +42,12 @@ class Result:
 
 @dataclass
 class Run:
-    """What a run does beside its updates; each is called on every process at the same updates.
+    """What a run does beside its updates.
 
-    `validate()` decodes the validation split and returns its rates. `keep(standing)` stores the
-    checkpoint. `stop()` raises Stopped where the run is to end. `log(row)` takes events.
+    `validate()` decodes the validation split and returns its rates. `stop()` raises Stopped where
+    the run is to end. Both are called on every process at the same updates. `keep(standing)` stores
+    the checkpoint, where it is called by the main process; it must wait for no other, whose clock
+    may differ. `log(row)` takes events.
     """
 
     validate: Callable[[], dict[str, Any]]
@@ -72,12 +74,8 @@ def fit(
     """
     world = updater.accelerator.num_processes
     at = begun or Standing(0, due=True, best=Selection(evaluation.metric), meter=Meter(world))
-    if begun:
-        run.log({"event": "resume", "update": at.update})
-    else:
-        run.log(
-            {"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch}
-        )
+    start = {"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch}
+    run.log({"event": "resume", "update": at.update} if begun else start)
     kept = time.perf_counter()
     try:
         if at.due:
@@ -103,6 +101,7 @@ def fit(
         if not at.update:
             raise
         run.keep(at)
+        updater.accelerator.wait_for_everyone()  # a launcher ends the others when the first ends
         saved = f"update {at.update} is saved, the same command goes on"
         raise Stopped(stop.signum, saved) from None
     if _over(at, evaluation) and at.update < course.updates:
