@@ -1,19 +1,20 @@
 """How fast, against the common stack: training and decoding, timed in turns on the same clips.
 
-    python benchmarks/speed.py [recipes/demo_cpu.yaml] [--rounds 3]
+    python benchmarks/speed.py [recipes/demo_cpu.yaml] [--seeds 1 2 3] [--rounds 3] [--add]
 
 The rival is benchmarks/rivals/hf_trainer.py, in the precision and with as many clips at once as are
-fastest for it here. Both learn the recipe's whole run, an update each in turn, so that a busy
-machine slows both; then both are scored, so that speed bought with quality shows. The figures are
-measured; they are printed, and kept in benchmarks/results/<machine>/speed.json.
+fastest for it here. Both learn the recipe's whole run, once with each seed, an update each in turn,
+so that a busy machine slows both; then both are scored, so that speed bought with quality shows.
+The figures are measured; they are printed, and kept in benchmarks/results/<machine>/speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peft_whisper.environment import machine, machine_name, versions
-from peft_whisper.errors import run
+from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json
 from peft_whisper.model.base import quiet_transformers
 from peft_whisper.recipe import with_training
@@ -32,6 +33,7 @@ from peft_whisper.session import Session, open_session
 from peft_whisper.terminal import Terminal, progress
 
 if TYPE_CHECKING:
+    from comparing.statistics import Counts
     from rivals.hf_trainer import Example
     from turns import Ours, Rival
 
@@ -39,6 +41,13 @@ RESULTS = Path(__file__).parent / "results"
 MICROS = (2, 4, 8)  # clips that pass the rival at once
 BARS = {"training": 5.0, "training, 10 s": 2.5, "training, 30 s": 1.2, "evaluation": 4.0}
 LENGTHS_S = (10.0, 30.0)
+RIVAL, OWN, FULL, LENT = (  # who trained, and what decoded it
+    "the rival",
+    "ours",
+    "ours, decoded at 30 s",
+    "ours, decoded by the rival",
+)
+PAIRS = ((RIVAL, OWN), (RIVAL, FULL), (OWN, FULL))
 Rows = list[dict[str, Any]]
 
 
@@ -51,43 +60,77 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("recipe", nargs="?", default="recipes/demo_cpu.yaml")
     made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the recipe")
+    made.add_argument("--seeds", type=int, nargs="+", default=[1], help="one whole run for each")
     made.add_argument("--rounds", type=int, default=3, help="of all that is not the training run")
+    made.add_argument("--add", action="store_true", help="seeds to those that are kept already")
     args = made.parse_intermixed_args(argv)
     if args.rounds < 1:
         made.error(f"--rounds {args.rounds}: write 1 or more")
-    console = Terminal()
-    session = open_session(load_recipe(args.recipe, args.overrides), console)
-    about = {"kind": "measured", "recipe": session.recipe.name, "overrides": args.overrides}
+    console, target = Terminal(), RESULTS / machine_name() / "speed.json"
+    recipes = [load_recipe(args.recipe, [*args.overrides, f"seed={seed}"]) for seed in args.seeds]
+    about = {"kind": "measured", "recipe": recipes[0].name, "overrides": args.overrides}
     about |= {"machine": machine(), "versions": versions()}
-    target = RESULTS / machine_name() / "speed.json"
+    facts = known = kept(target, about) if args.add else {"runs": [], "rows": []}
+    sessions = [open_session(recipe, console) for recipe in recipes]
     with quiet_transformers():
-        for facts in compare(session, args.rounds, console):
+        for facts in compare(sessions, known, args.rounds, console):
             write_json(target, about | facts)  # what is known so far
     show(facts, console)
     console.print(f"kept: {target}")
     return 0
 
 
-def compare(session: Session, rounds: int, console: Console) -> Iterator[dict[str, Any]]:
-    """What is measured so far: `rows` of seconds a clip, `wer` of what was trained, by decoder."""
-    from rivals.hf_trainer import make_processor, planned_updates, prepare
+def kept(target: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call measured of the same."""
+    found = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {}
+    if other := [name for name, value in about.items() if found.get(name) != value]:
+        raise RecipeError(
+            f"{target}: {', '.join(other)} {'is' if len(other) == 1 else 'are'} not what this call "
+            "would measure: leave out --add to begin anew"
+        )
+    return {name: value for name, value in found.items() if name not in about}
+
+
+def compare(
+    sessions: Sequence[Session], facts: dict[str, Any], rounds: int, console: Console
+) -> Iterator[dict[str, Any]]:
+    """What is measured so far: `runs`, one for each seed, and `rows` of seconds a clip."""
+    from rivals.hf_trainer import make_processor, prepare
+
+    session = sessions[0]
+    train = prepare(session.splits.train, make_processor(session), session.recipe.data.channel)
+    if "rival" not in facts:
+        precision, micro, tried = fastest(session, train, console)
+        facts["rival"] = {"precision": precision, "micro": micro, "tried": tried}
+    way = facts["rival"]["precision"], facts["rival"]["micro"]
+    known = [one["seed"] for one in facts["runs"]]
+    for one in sessions:
+        if one.recipe.seed not in known:
+            facts["runs"].append(train_and_score(one, train, *way, rounds, console))
+            yield facts | summary(facts["runs"], facts["rows"])
+    for seconds in LENGTHS_S:
+        if f"training, {seconds:.0f} s" not in [row["what"] for row in facts["rows"]]:
+            facts["rows"].append(long_clips(session, seconds, *way, rounds))
+            yield facts | summary(facts["runs"], facts["rows"])
+
+
+def train_and_score(
+    session: Session,
+    train: list[Example],
+    precision: str,
+    micro: int,
+    rounds: int,
+    console: Console,
+) -> dict[str, Any]:
+    """The whole run of one seed on both sides: seconds, and the errors of each test clip."""
+    from rivals.hf_trainer import planned_updates
     from turns import Ours, Rival
 
-    channel = session.recipe.data.channel
-    train = prepare(session.splits.train, make_processor(session), channel)
-    precision, micro, tried = fastest(session, train, console)
     updates = planned_updates(session)
     ours, rival = Ours(session, updates), Rival(session, precision, micro, updates, train)
-    rows = [train_both(ours, rival, updates, console)]
-    evaluation, wer, apart = score_both(ours, rival, rounds, console)
-    rows.append(evaluation)
-    del ours, rival
-    rival_is = {"precision": precision, "micro": micro, "tried": tried}
-    facts = {"rival": rival_is, "updates": updates, "rows": rows, "wer": wer, "apart": apart}
-    yield facts
-    for seconds in LENGTHS_S:
-        rows.append(long_clips(session, seconds, precision, micro, rounds))
-        yield facts
+    said = {"seed": session.recipe.seed, "updates": updates}
+    said["training"] = train_both(ours, rival, updates, console)
+    return said | score_both(ours, rival, rounds, console)
 
 
 def fastest(session: Session, train: list[Example], console: Console) -> tuple[str, int, Rows]:
@@ -112,57 +155,71 @@ def fastest(session: Session, train: list[Example], console: Console) -> tuple[s
     return best["precision"], best["micro"], tried
 
 
-def train_both(ours: Ours, rival: Rival, updates: int, console: Console) -> dict[str, Any]:
-    """The recipe's whole run, an update each in turn."""
-    spent: tuple[list[float], list[float]] = ([], [])
+def train_both(ours: Ours, rival: Rival, updates: int, console: Console) -> dict[str, float]:
+    """The recipe's whole run, an update each in turn: seconds of each side, clips of one."""
+    ours_s = rival_s = 0.0
     clips = 0
-    with progress(console, "training both", updates) as task:
+    with progress(console, f"training both, seed {ours.session.recipe.seed}", updates) as task:
         for _ in range(updates):
             seconds, count = ours.update()
-            spent[0].append(seconds)
-            spent[1].append(rival.update())
-            clips += count
-            task.advance(1, f"{sum(spent[1]) / sum(spent[0]):.1f}x")
-    # Totals, not medians: updates differ, and an eighth of ours run at the full 30 s.
-    return row("training", sum(spent[0]) / clips, sum(spent[1]) / clips)
+            ours_s, rival_s, clips = ours_s + seconds, rival_s + rival.update(), clips + count
+            task.advance(1, f"{rival_s / ours_s:.1f}x")
+    return {"ours_s": ours_s, "rival_s": rival_s, "clips": clips}
 
 
-def score_both(
-    ours: Ours, rival: Rival, rounds: int, console: Console
-) -> tuple[dict[str, Any], dict[str, float], dict[str, Any]]:
-    """Each with what it trained; then both decoders in turn with what ours trained.
+def score_both(ours: Ours, rival: Rival, rounds: int, console: Console) -> dict[str, Any]:
+    """Each decodes what it trained; then both decoders in turn what ours trained.
 
-    Returns seconds, WER of each, and of ours minus the rival's, with paired intervals.
+    Returns `evaluation`, seconds a clip, and `errors` and `words` of each test clip.
     """
     from rivals.hf_trainer import prepare
-    from turns import counted, scored
-
-    from peft_whisper.scoring.metrics import difference
+    from turns import counted
 
     session = ours.session
     test = prepare(session.splits.test, rival.processor, session.recipe.data.channel)
-    rivals, full = rival.transcribe(test)[1], ours.transcribe(None)[1]
-    wer = {"rival trained, rival decodes": scored(session, rivals).wer}
-    wer["ours trained, ours decodes at 30 s"] = scored(session, full).wer
+    texts = {RIVAL: rival.transcribe(test)[1], FULL: ours.transcribe(None)[1]}
     rival.take(ours.weights())
     spent: tuple[list[float], list[float]] = ([], [])
     with progress(console, "decoding with both", rounds) as task:
         for _ in range(rounds):
-            seconds, heard = ours.transcribe(session.context)
-            theirs_s, theirs = rival.transcribe(test)
-            spent[0].append(seconds)
-            spent[1].append(theirs_s)
+            seconds, texts[OWN] = ours.transcribe(session.context)
+            theirs_s, texts[LENT] = rival.transcribe(test)
+            spent[0].append(seconds / len(test))
+            spent[1].append(theirs_s / len(test))
             task.advance()
-    wer["ours trained, ours decodes"] = scored(session, heard).wer
-    wer["ours trained, rival decodes"] = scored(session, theirs).wer
-    clips, draws = len(session.splits.test), session.recipe.evaluation.bootstrap
-    apart = {
-        what: difference(
-            counted(session, rivals), counted(session, texts), draws, session.recipe.seed
-        )
-        for what, texts in (("at its own length", heard), ("at 30 s", full))
+    found = {who: counted(session, heard) for who, heard in texts.items()}
+    return {
+        "evaluation": {"ours_s": median(spent[0]), "rival_s": median(spent[1])},
+        "words": [one.words for one in found[OWN]],
+        "errors": {who: [one.errors for one in clips] for who, clips in found.items()},
     }
-    return row("evaluation", median(spent[0]) / clips, median(spent[1]) / clips), wer, apart
+
+
+def summary(runs: Rows, rows: Rows) -> dict[str, Any]:
+    """Of all seeds: rows of seconds a clip, WER of each system, and what lies between two."""
+    from comparing.statistics import difference, estimate
+
+    # Totals, not medians: updates differ, and an eighth of ours run at the full 30 s.
+    clips = sum(one["training"]["clips"] for one in runs)
+    spent = [sum(one["training"][side] for one in runs) / clips for side in ("ours_s", "rival_s")]
+    heard = [median(one["evaluation"][side] for one in runs) for side in ("ours_s", "rival_s")]
+    measured = [row("training", *spent), row("evaluation", *heard)]
+    counts = {who: errors_of(runs, who) for who in (RIVAL, OWN, FULL, LENT)}
+    apart = [{"a": a, "b": b} | vars(difference(counts[a], counts[b])) for a, b in PAIRS]
+    return {
+        "rows": measured + [one for one in rows if one["what"] not in ("training", "evaluation")],
+        "wer": {who: vars(estimate(one)) for who, one in counts.items()},
+        "apart": apart,
+    }
+
+
+def errors_of(runs: Rows, who: str) -> Counts:
+    """What `who` got wrong, of each seed and test clip."""
+    import numpy as np
+    from comparing.statistics import Counts
+
+    wrong, words = ([one["errors"][who] for one in runs], [one["words"] for one in runs])
+    return Counts(np.array(wrong, dtype=np.float64), np.array(words, dtype=np.float64))
 
 
 def long_clips(
@@ -206,19 +263,26 @@ def row(what: str, ours: float, rival: float) -> dict[str, Any]:
 
 def show(facts: dict[str, Any], console: Console) -> None:
     """Print what was measured."""
+    from comparing.statistics import Estimate, sentence
+
     table = Table("clips a second, measured", "ours", "rival", "ratio", "bar")
     for one in facts["rows"]:
         speeds = (f"{1 / one[side]:.2f}" for side in ("ours_s", "rival_s"))
         table.add_row(one["what"], *speeds, f"{one['ratio']:.2f}x", f"{one['bar']:g}x")
     console.print(table)
-    scores = ", ".join(f"{who} {100 * rate:.1f} %" for who, rate in facts["wer"].items())
-    console.print(f"WER after {facts['updates']} updates each: {scores}")
-    for what, found in facts["apart"].items():
-        low, high = found["interval"]
-        console.print(
-            f"ours {what} minus the rival: {100 * found['wer']:+.1f} points of WER "
-            f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, paired)"
-        )
+    runs = facts["runs"]
+    seeds = [str(one["seed"]) for one in runs]
+    wer = Table(
+        f"WER % after {runs[0]['updates']} updates", "all", "95 %", *map("seed {}".format, seeds)
+    )
+    for who, rate in facts["wer"].items():
+        each = (f"{100 * sum(one['errors'][who]) / sum(one['words']):.1f}" for one in runs)
+        ends = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+        wer.add_row(who, f"{100 * rate['value']:.1f}", ends, *each)
+    console.print(wer)
+    for one in facts["apart"]:
+        found = Estimate(one["value"], one["low"], one["high"])
+        console.print(sentence(one["a"], one["b"], found, len(runs)))
 
 
 if __name__ == "__main__":
