@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from peft_whisper.languages import UNSPACED_LANGUAGES
-from peft_whisper.recipe_rules import contradictions
+from peft_whisper.recipe_rules import WITHOUT, contradictions
 from peft_whisper.recipe_sections import (
     Adapter,
     Base,
@@ -72,8 +72,10 @@ class Recipe(Section):
 def settings(recipe: Recipe) -> dict[str, Any]:
     """What the recipe says as plain data: every value resolved, nothing that has no effect."""
     tree = recipe.model_dump(mode="json", exclude_none=True)
-    if recipe.adapter.method == "none":
-        tree["adapter"] = {"method": "none"}
+    without = WITHOUT.get(recipe.adapter.method, ())
+    tree["adapter"] = {key: one for key, one in tree["adapter"].items() if key not in without}
+    if recipe.adapter.method not in ("lora", "dora"):
+        del tree["training"]["up_ratio"]
     for split in ("train", "validation", "test"):
         source = tree["data"][split]
         if "hub" not in source:

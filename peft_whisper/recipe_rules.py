@@ -77,17 +77,34 @@ def _model(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             yield ("data", "task"), f"{model} can't translate; take a model without .en"
 
 
+LORA_KEYS = ("rank", "alpha", "dropout", "modules", "rank_stabilized", "start")
+WITHOUT = {  # keys of `adapter` that a method has no use for
+    "none": (*LORA_KEYS, "encoder_layers", "decoder_layers"),
+    "layernorm": LORA_KEYS,
+    "dora": ("start",),
+}
+
+
 def _adapter(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
     adapter = _section(tree, "adapter")
-    if adapter.get("method", "lora") == "none":
-        for key in adapter:
-            if key in ("rank", "alpha", "dropout", "encoder_layers", "decoder_layers", "modules"):
-                yield (
-                    ("adapter", key),
-                    f"method: none trains every weight; remove adapter.{key} "
-                    "(override: adapter={method: none})",
-                )
+    method = adapter.get("method", "lora")
+    said = {"none": "trains every weight", "layernorm": "has no matrices", "dora": "is not PiSSA"}
+    for key in [key for key in adapter if key in WITHOUT.get(str(method), ())]:
+        yield (
+            ("adapter", key),
+            f"method: {method} {said[str(method)]}; remove adapter.{key} "
+            f"(override: adapter={{method: {method}}})",
+        )
+    if method == "none":
         return
+    quantize = _section(tree, "base").get("quantize")
+    if quantize is not None and (method == "dora" or adapter.get("start") == "pissa"):
+        key = "method" if method == "dora" else "start"
+        yield (
+            ("adapter", key),
+            f"{adapter[key]} works on the base's own weights, which base.quantize {quantize} does "
+            "not keep; write method: lora, start: random, or remove base.quantize",
+        )
     if adapter.get("encoder_layers") == adapter.get("decoder_layers") == "none":
         yield ("adapter",), "no layer is left to train: encoder_layers and decoder_layers are none"
     for key in ("encoder_layers", "decoder_layers"):
@@ -131,6 +148,12 @@ def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
         yield (
             ("training", "recompute"),
             f"expected a share of the layers, at most 1/1; found {'/'.join(share)}",
+        )
+    method = _section(tree, "adapter").get("method", "lora")
+    if training.get("up_ratio", 1) != 1 and method not in ("lora", "dora"):
+        yield (
+            ("training", "up_ratio"),
+            f"it is of LoRA's B, and adapter.method {method} has none; write 1, or remove it",
         )
     if training.get("compile") is True:
         yield from _compiled(tree)

@@ -140,14 +140,26 @@ class Data(Section):
 
 
 class Adapter(Section):
-    """What is trained: a LoRA adapter beside the frozen base, or (none) every weight."""
+    """What is trained: an adapter beside the frozen base, or (none) every weight."""
 
-    method: Literal["lora", "none"] = Field("lora", description="none trains every weight.")
+    method: Literal["lora", "dora", "layernorm", "none"] = Field(
+        "lora",
+        description="dora: LoRA and a length for each output, slower; layernorm: the layers' norms "
+        "alone, a few thousand weights; none: every weight.",
+    )
     rank: int = Field(
         32, ge=1, le=1280, description="Width of the adapter; higher learns more, costs memory."
     )
     alpha: int = Field(
         64, ge=1, le=10_000, description="Adapter strength: its output is scaled by alpha / rank."
+    )
+    rank_stabilized: bool = Field(
+        False, description="Scale by alpha / sqrt(rank) instead (rsLoRA), for high ranks."
+    )
+    start: Literal["random", "pissa"] = Field(
+        "random",
+        description="What LoRA begins as: random directions, adding nothing; or pissa, the base's "
+        "own strongest ones, taken out of it. Saved at twice the rank.",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of adapter inputs dropped; higher overfits less."
@@ -223,6 +235,9 @@ class Training(Section):
     )
     learning_rate: float = Field(
         gt=0, le=0.1, description="Highest step size; too high makes loops, too low learns slowly."
+    )
+    up_ratio: float = Field(
+        1.0, ge=1, le=1000, description="Step size of LoRA's B over that of its A (LoRA+: 4 to 16)."
     )
     weight_decay: float = Field(0.0, ge=0, le=1, description="Pull of the weights towards zero.")
     schedule: Literal["cosine", "linear", "constant"] = Field(

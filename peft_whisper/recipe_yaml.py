@@ -18,7 +18,7 @@ import yaml
 from peft_whisper.errors import RecipeError
 from peft_whisper.recipe import Recipe, settings
 from peft_whisper.recipe_problems import Problem, problems_of, shown
-from peft_whisper.recipe_rules import HUB_ONLY, KINDS, SPLITS
+from peft_whisper.recipe_rules import HUB_ONLY, KINDS, SPLITS, WITHOUT
 
 LARGEST_BYTES = 50_000  # a recipe is a page of text
 DEEPEST = 10  # levels; a recipe has four, and PyYAML takes minutes over thousands
@@ -247,8 +247,8 @@ def _displaced(path: KeyPath, value: Any) -> Iterator[str]:
         yield from (kind for kind in KINDS if kind != path[2])
         yield from HUB_ONLY if path[2] != "hub" else ()
         yield from ("columns",) if path[2] == "from_train" else ()
-    elif path == ("adapter", "method") and value == "none":
-        yield from ("rank", "alpha", "dropout", "encoder_layers", "decoder_layers", "modules")
+    elif path == ("adapter", "method"):
+        yield from WITHOUT.get(str(value), ())
 
 
 def _name_of(path: Path) -> str:

@@ -76,6 +76,9 @@ class Session:
                 chosen.decoder_layers, sizes.decoder_layers, "adapter.decoder_layers"
             ),
             modules=MODULES if chosen.modules == "all" else chosen.modules,
+            method=chosen.method,
+            rank_stabilized=chosen.rank_stabilized,
+            start=chosen.start,
         )
 
     def first_layer(self) -> int | None:

@@ -71,7 +71,7 @@ def find_systems(
     another base.
     """
     from peft_whisper.model.find import base_of, find_base
-    from peft_whisper.model.trained import check_trained, read_facts
+    from peft_whisper.model.trained import check_trained, is_adapter, read_facts
 
     trained = trained_in(Path(model))
     folders = [*adapters]
@@ -84,9 +84,9 @@ def find_systems(
         compare = True  # the base is what was asked for
     else:
         facts = read_facts(trained)
-        needed = compare or bool(adapters) or facts["method"] == "lora"
+        needed = compare or bool(adapters) or is_adapter(facts)
         base = base_of(facts, base_at) if needed else None
-        if facts["method"] == "lora":
+        if is_adapter(facts):
             folders.insert(0, trained)
         else:
             whole = _name(trained), find_base(str(trained))
@@ -114,11 +114,11 @@ def _found(model: str) -> Base:
 
 
 def _adapter(folder: Path, base: Base | None) -> Path:
-    from peft_whisper.model.trained import check_trained, read_facts
+    from peft_whisper.model.trained import check_trained, is_adapter, read_facts
 
     found = trained_in(folder) or folder
     facts = read_facts(found)
-    if facts["method"] != "lora":
+    if not is_adapter(facts):
         raise StateError(f"--adapter: {folder} holds a whole model; give it as MODEL")
     assert base is not None
     check_trained(found, facts, base.fingerprint)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import whispers
@@ -17,6 +19,7 @@ from peft_whisper.model.adapters import (
     trainable,
     trainable_count,
 )
+from peft_whisper.model.attention import join_attention
 from peft_whisper.model.encoder import TokenLoss, whisper_of
 
 ALL = ("q", "k", "v", "out", "fc1", "fc2")
@@ -70,6 +73,35 @@ def test_adapted_layers_are_those_named(encoder, decoder, modules, linears) -> N
     names = [name for name in trainable(model) if "lora_A" in name]
     assert len(names) == linears
     assert all(p.dtype == torch.float32 for p in trainable(model).values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"rank_stabilized": True}, {"method": "dora"}, {"start": "pissa"}, {"method": "layernorm"}],
+)
+def test_every_method_begins_as_the_base(changes) -> None:
+    """And trains through the product's own layers, with a gradient for each tensor."""
+    torch.manual_seed(1)
+    heard = torch.randn(2, 80, 512)
+    fed, targets = torch.randint(100, (2, 5)), torch.randint(100, (10,))
+    base, model = tiny(), attach(tiny(), replace(adapter(), **changes))
+    join_attention(whisper_of(model), False)
+    check = FirstBackwardCheck(whisper_of(model), adapter())
+    losses = [TokenLoss(one)(heard, fed, torch.arange(10), targets) for one in (base, model)]
+    torch.testing.assert_close(*losses, atol=1e-4, rtol=1e-5)
+    losses[1].backward()
+    check.finish(trainable(model))
+    if "layernorm" in changes.values():
+        assert trainable_count(model) == (2 * 2 + 2 * 3) * 2 * whispers.config().d_model
+
+
+def test_rank_stabilised_lora_is_scaled_by_the_root_of_its_rank() -> None:
+    plain, stable = (attach(tiny(), replace(adapter(), rank_stabilized=one)) for one in (0, 1))
+    scales = [
+        next(one.scaling["default"] for one in model.modules() if hasattr(one, "lora_A"))
+        for model in (plain, stable)
+    ]
+    assert scales == [8 / 4, 8 / 2]
 
 
 def test_published_counts_of_large_v3() -> None:

@@ -134,3 +134,14 @@ def test_selection_keeps_the_first_of_equals_and_counts_patience() -> None:
     seen = [best.consider(update, value) for update, value in ((5, 0.9), (10, 0.4), (15, 0.4))]
     assert seen == [True, True, False]
     assert (best.update, best.value, best.waited) == (10, 0.4, 1)
+
+
+def test_lora_plus_steps_the_second_matrix_farther() -> None:
+    """Adam's first step is the learning rate itself, wherever the gradient points."""
+    one = updater(up_ratio=8)
+    before = {name: p.detach().clone() for name, p in one.masters.named.items()}
+    one.step([batch_of(clips([3, 5]))], 1.0)
+    moved = {name: (p - before[name]).abs().max().item() for name, p in one.masters.named.items()}
+    for name, largest in moved.items():
+        expected = 8e-2 if "lora_B" in name else 1e-2
+        assert largest == pytest.approx(expected, rel=0.02), name

@@ -82,6 +82,8 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "method": "lora",
         "rank": "16",
         "alpha": "010",
+        "rank_stabilized": "true",
+        "start": "random",
         "dropout": "0.1",
         "encoder_layers": "top 8",
         "decoder_layers": "0-7",
@@ -102,6 +104,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "attention": "tiled",
         "optimizer": "adamw8bit",
         "learning_rate": "1e-5",
+        "up_ratio": "4",
         "weight_decay": "0.01",
         "schedule": "linear",
         "warmup": "5",
@@ -477,6 +480,14 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
         (["base.model=a/x.en", "data.language=de"], "data.language: a/x.en knows English only"),
         (["base.model=a/x.en/", "data.task=translate"], "data.task: a/x.en/ can't translate"),
         (["adapter={method: none, rank: 4}"], "adapter.rank: method: none trains every weight"),
+        (["adapter={method: layernorm, rank: 4}"], "adapter.rank: method: layernorm has no matri"),
+        (["adapter={method: dora, start: pissa}"], "adapter.start: method: dora is not PiSSA"),
+        (["adapter.method=dora", "base.quantize=nf4"], "adapter.method: dora works on the base's"),
+        (["adapter.start=pissa", "base.quantize=int8"], "adapter.start: pissa works on the base's"),
+        (
+            ["adapter.method=layernorm", "training.up_ratio=4"],
+            "training.up_ratio: .*layernorm has none",
+        ),
         (["adapter={encoder_layers: none, decoder_layers: none}"], "adapter: no layer is left"),
         (["adapter.encoder_layers=7-0"], "adapter.encoder_layers: .*did you mean 0-7"),
         (["context.jitter_positions=65"], "context.jitter_positions: .*65.* not exceed .*64"),
@@ -519,6 +530,9 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
     [
         ["base.model=a/x.en", "data.language=en"],
         ["adapter={method: none}"],
+        ["adapter={method: layernorm}"],
+        ["adapter={method: dora, rank: 4}", "training.up_ratio=4"],
+        ["adapter={start: pissa, rank_stabilized: true}"],
         ["adapter.encoder_layers=none"],
         ["adapter.encoder_layers=5-5"],
         ["context.jitter_positions=64"],
@@ -730,7 +744,7 @@ def test_an_override_of_a_source_displaces_what_the_file_said_about_it(tmp_path)
 
 
 def test_training_every_weight_displaces_the_adapters_sizes(tmp_path):
-    overrides = ["adapter.method=none", "base.quantize=null"]
+    overrides = ["adapter.method=none", "base.quantize=null", "training.up_ratio=1"]
     recipe = loaded(tmp_path, text_of(FULL), *overrides)
     assert settings(recipe)["adapter"] == {"method": "none"}
     report = refusal(tmp_path, text_of(FULL), *overrides, "adapter.rank=4")
@@ -868,7 +882,10 @@ def test_every_key_changes_the_hash(tmp_path):
         before = recipe_hash(loaded(tmp_path, text_of(tree)))
         parent, overrides = at(tree, path[:-1]), []
         if path == ("adapter", "method"):  # which takes the adapter's sizes with it
-            overrides = ["adapter={method: none}", "base.quantize=null", "seed=7"]
+            plain = ["base.quantize=null", "training.up_ratio=1", "seed=7"]
+            overrides = ["adapter={method: none}", *plain]
+        elif path == ("adapter", "start"):
+            overrides = ["adapter.start=pissa", "base.quantize=null"]
         elif path == ("training", "precision"):
             overrides = ["training.precision=fp32", "base.dtype=float32"]
         elif path == ("training", "compile"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 import whispers
 from accelerate import Accelerator
+from peft import PeftModel
 from test_loop import batch_of, clips
 
 from peft_whisper.errors import NoRoomError, StateError, Stopped
@@ -22,6 +23,8 @@ from peft_whisper.model.adapters import (
     train_everything,
 )
 from peft_whisper.model.encoder import whisper_of
+from peft_whisper.model.find import find_base
+from peft_whisper.model.pissa import start_of
 from peft_whisper.recipe_sections import Training
 from peft_whisper.signals import Stop
 from peft_whisper.training import checkpoint
@@ -34,6 +37,9 @@ WAYS = {
     "LoRA": (ADAPTER, torch.float32, "adamw", "fp32"),
     "LoRA, bf16, 8 bits": (ADAPTER, torch.bfloat16, "adamw8bit", "bf16"),
     "LoRA, fp16": (ADAPTER, torch.float16, "adamw", "fp16"),
+    "DoRA, bf16": (replace(ADAPTER, method="dora"), torch.bfloat16, "adamw", "bf16"),
+    "PiSSA": (replace(ADAPTER, start="pissa"), torch.float32, "adamw", "fp32"),
+    "layer norms": (replace(ADAPTER, method="layernorm"), torch.float32, "adamw", "fp32"),
     "full": (None, torch.float32, "adamw", "fp32"),
     "full, bf16, 8 bits": (None, torch.bfloat16, "adamw8bit", "bf16"),
 }
@@ -91,6 +97,55 @@ def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
     folder = checkpoint.save_run(tmp_path, standing, made("LoRA"), {})
     with pytest.raises(StateError, match=r"lacks \d+ trained tensors"):
         read_standing(folder, made("full"))
+
+
+def test_a_run_of_other_directions_goes_on_with_those_it_began_with(tmp_path: Path) -> None:
+    """Another machine may decompose the base's matrices with other signs."""
+    one = made("PiSSA")
+    step(one, 1)
+    standing = Standing(1, due=False, best=Selection("mer"), meter=Meter(1))
+    folder = checkpoint.save_run(tmp_path, standing, one, {})
+    other = made("PiSSA")
+    for layer in (one for one in other.model.modules() if hasattr(one, "lora_A")):
+        a, b = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+        layer.base_layer.weight.data += layer.scaling["default"] * b @ a  # the whole base
+        a.neg_()
+        b.mul_(-0.5)
+        layer.base_layer.weight.data -= layer.scaling["default"] * b @ a
+    other.start = start_of(other.model)
+    read_standing(folder, other)
+    bases = [
+        [layer.base_layer.weight for layer in side.model.modules() if hasattr(layer, "lora_A")]
+        for side in (one, other)
+    ]
+    for mine, theirs in zip(*bases, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stable", [False, True])
+def test_what_began_in_the_base_is_published_for_the_whole_base(
+    stable: bool, tmp_path: Path, monkeypatch
+) -> None:
+    """Plain peft on the untouched base gives what was trained."""
+    adapter = replace(ADAPTER, start="pissa", rank_stabilized=stable)
+    monkeypatch.setitem(WAYS, "PiSSA", (adapter, *WAYS["PiSSA"][1:]))
+    one = made("PiSSA")
+    for update in (1, 2, 3):
+        step(one, update)
+    standing = Standing(3, due=False, best=Selection("mer", 3, 0.5), meter=Meter(1))
+    checkpoint.save_run(tmp_path, standing, one, {})
+    base = find_base(str(whispers.save_base(tmp_path / "base", ".en", 80)))
+    checkpoint.publish(tmp_path, 3, tmp_path / "adapter", base, {"method": "lora"})
+    assert not (tmp_path / "adapter" / "start.safetensors").exists()
+    plain = PeftModel.from_pretrained(
+        whispers.model(whispers.config()), str(tmp_path / "adapter")
+    ).eval()
+    fed = {"input_features": torch.randn(1, 80, 3000), "decoder_input_ids": torch.arange(4)[None]}
+    with torch.no_grad():
+        trained, untouched = one.model.eval()(**fed).logits, plain(**fed).logits
+        torch.testing.assert_close(trained, untouched, atol=1e-5, rtol=1e-4)
+        with plain.disable_adapter():
+            assert (plain(**fed).logits - untouched).abs().max() > 1e-3  # it did learn
 
 
 def test_a_disk_too_small_is_said_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:

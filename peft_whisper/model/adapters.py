@@ -1,4 +1,4 @@
-"""What is trained: LoRA on chosen layers through peft, or every weight."""
+"""What is trained: an adapter on chosen layers, of peft's methods, or every weight."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peft_whisper.model.base import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import WhisperForConditionalGeneration
 
 MODULES = {
@@ -24,6 +24,7 @@ MODULES = {
     "fc1": r"fc1",
     "fc2": r"fc2",
 }
+NORMS = r"\w*layer_norm"
 
 
 def layer_range(choice: str, layers: int, key: str) -> range:
@@ -48,7 +49,7 @@ def layer_range(choice: str, layers: int, key: str) -> range:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Where LoRA sits and how large it is; made from the recipe and the base's layer counts."""
+    """Where it sits and how large it is; made from the recipe and the base's layer counts."""
 
     rank: int
     alpha: int
@@ -56,10 +57,14 @@ class Adapter:
     encoder: range
     decoder: range
     modules: tuple[str, ...]
+    method: str = "lora"  # or dora, layernorm
+    rank_stabilized: bool = False
+    start: str = "random"  # or pissa
 
     def pattern(self) -> str:
-        """Regular expression that matches the full names of the adapted linear layers."""
-        kinds = "|".join(MODULES[name] for name in self.modules)
+        """Regular expression that matches the full names of the adapted linear layers, or norms."""
+        norms = self.method == "layernorm"
+        kinds = NORMS if norms else "|".join(MODULES[name] for name in self.modules)
         parts = [
             rf"{part}\.layers\.({'|'.join(map(str, layers))})"
             for part, layers in (("encoder", self.encoder), ("decoder", self.decoder))
@@ -75,41 +80,61 @@ class Adapter:
 def attach(
     model: WhisperForConditionalGeneration, adapter: Adapter, *, own: bool = True
 ) -> PeftModel:
-    """Wrap `model` with freshly initialised LoRA; its trainable weights are fp32.
+    """Wrap `model` with a freshly initialised adapter; LoRA's weights are fp32.
 
-    With `own`, its layers run as the operators of model/lora.py, else as peft's modules, which
+    With `own`, LoRA's layers run as the operators of model/lora.py, else as peft's modules, which
     torch.compile can follow.
+    """
+    from peft import get_peft_model
+
+    with quiet_transformers():
+        wrapped = get_peft_model(model, peft_config(adapter, own))
+    expected = expected_parameters(model, adapter)
+    found = trainable_count(wrapped)
+    if found != expected:
+        raise StateError(
+            f"the adapter trains {found:,} parameters where {expected:,} were expected"
+        )
+    return wrapped
+
+
+def peft_config(adapter: Adapter, own: bool) -> PeftConfig:
+    """The adapter as peft is told of it.
+
     task_type stays unset: SEQ_2_SEQ_LM would make peft's forward ask for input_ids (peft#1988).
     """
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LNTuningConfig, LoraConfig
 
     from peft_whisper.model.lora import Linear
 
+    if adapter.method == "layernorm":
+        return LNTuningConfig(target_modules=adapter.pattern())
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=adapter.pattern(),
+        use_rslora=adapter.rank_stabilized,
+        use_dora=adapter.method == "dora",
+        init_lora_weights="pissa" if adapter.start == "pissa" else True,
     )
     if own:
         config._register_custom_module({torch.nn.Linear: Linear})
-    with quiet_transformers():
-        wrapped = get_peft_model(model, config)
-    expected = expected_parameters(model, adapter)
-    found = trainable_count(wrapped)
-    if found != expected:
-        raise StateError(f"LoRA trains {found:,} parameters where {expected:,} were expected")
-    return wrapped
+    return config
 
 
 def expected_parameters(model: torch.nn.Module, adapter: Adapter) -> int:
-    """rank x (inputs + outputs), summed over the linear layers that the pattern names."""
+    """Of the layers that the pattern names: rank x (inputs + outputs), DoRA's lengths; or norms."""
     pattern = re.compile(rf"(base_model\.model\.)?{adapter.pattern()}")
+    named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
+    layers: list[Any] = [getattr(module, "base_layer", module) for module in named]
+    if adapter.method == "layernorm":
+        return sum(norm.weight.numel() + norm.bias.numel() for norm in layers)
+    lengths = adapter.method == "dora"
     return sum(
-        adapter.rank * (module.in_features + module.out_features)
-        for name, module in model.named_modules()
-        if pattern.fullmatch(name) and hasattr(module, "in_features")
+        adapter.rank * (linear.in_features + linear.out_features) + lengths * linear.out_features
+        for linear in layers
     )
 
 

@@ -264,6 +264,8 @@ def quiet_transformers() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            # Of peft's own layer for norms, whose sizes it does not know.
+            warnings.filterwarnings("ignore", "Unsupported layer type '.*LayerNorm'")
             yield
     finally:
         transformers_logging.set_verbosity(level)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import WhisperForConditionalGeneration
 
+ADAPTERS = ("lora", "dora", "layernorm")  # by adapter.method
 AGAIN = "Copy the folder from its run again, or train again."
 
 
@@ -30,7 +31,7 @@ def load_tuned(
     """
     facts = read_facts(folder)
     check_trained(folder, facts, fingerprint)
-    if facts["method"] != "lora":
+    if not is_adapter(facts):
         return type(model).from_pretrained(folder, dtype=model.dtype, attn_implementation="sdpa")
     from peft import PeftModel
 
@@ -61,7 +62,7 @@ def check_trained(folder: Path, facts: dict[str, Any], fingerprint: str) -> None
             f"not on this base ({fingerprint[:19]}...). Equal shapes do not make it fit: give the "
             "base it was trained on."
         )
-    config = "adapter_config.json" if facts["method"] == "lora" else "config.json"
+    config = "adapter_config.json" if is_adapter(facts) else "config.json"
     _read_object(folder / config)
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -71,6 +72,11 @@ def check_trained(folder: Path, facts: dict[str, Any], fingerprint: str) -> None
             tensor_shapes(path)
         except ValueError as error:
             raise StateError(f"{path} is damaged ({error}). {AGAIN}") from error
+
+
+def is_adapter(facts: dict[str, Any]) -> bool:
+    """Whether a trained folder holds an adapter beside its base, and not a whole model."""
+    return facts["method"] in ADAPTERS
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -91,7 +97,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(known.get("revision"), str | None):
         wrong.append("revision")
     keys = [f"base.{key}" for key in wrong]
-    if facts.get("method") not in ("lora", "none", "merged"):
+    if facts.get("method") not in (*ADAPTERS, "none", "merged"):
         keys.insert(0, "method")
     if keys:
         raise StateError(f"{path} does not say {', '.join(keys)} as training wrote it. {AGAIN}")

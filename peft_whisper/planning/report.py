@@ -31,10 +31,8 @@ HEAD = {  # of each column: whether it holds numbers, and whether a narrow termi
 }
 ENDLESS = 1000  # columns
 SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-FP16 = {  # by adapter.method: float16 can't hold what is trained itself
-    "lora": "base.dtype=float16 training.precision=fp16",
-    "none": "base.dtype=float32 training.precision=fp16",
-}
+FP16 = "base.dtype=float16 training.precision=fp16"
+FP16_ALL = "base.dtype=float32 training.precision=fp16"  # float16 can't hold what is trained itself
 
 
 def show(plans: Sequence[Plan], console: Console) -> None:
@@ -124,7 +122,11 @@ def trains(plan: Plan) -> str:
         return "all weights"
     kinds = "all" if adapter.modules == "all" else ",".join(adapter.modules)
     layers = {adapter.encoder_layers, adapter.decoder_layers} != {"all"}
-    return f"LoRA {kinds} r{adapter.rank}" + (" some layers" if layers else "")
+    some = " some layers" if layers else ""
+    if adapter.method == "layernorm":
+        return f"layer norms{some}"
+    name = "DoRA" if adapter.method == "dora" else "LoRA"
+    return f"{name} {kinds} r{adapter.rank}{some}"
 
 
 def held_in(plan: Plan) -> str:
@@ -160,7 +162,7 @@ def _remarks(plan: Plan) -> Iterator[Text]:
     """What is to be said of one recipe beside its row."""
     if plan.lacks_bf16:
         yield _said(f"* {plan.recipe.name}: {plan.card.title} has no bf16. Write", "yellow")
-        yield Text(f"    {FP16[plan.recipe.adapter.method]}")
+        yield Text(f"    {FP16_ALL if plan.recipe.adapter.method == 'none' else FP16}")
     if plan.recipe.training.compile:
         yield _said(f"{plan.recipe.name}: {UNCOMPILED[0].lower()}{UNCOMPILED[1:]}.")
     full = plan.recipe.context.full_share

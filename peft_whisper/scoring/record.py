@@ -43,15 +43,20 @@ class Record:
         adapter = self.recipe["adapter"]
         if adapter["method"] == "none":
             return "full fine-tune"
-        kinds = adapter["modules"]
-        where = "all linear layers" if kinds == "all" else ", ".join(kinds)
         layers = {part: adapter[f"{part}_layers"] for part in ("encoder", "decoder")}
         parts = " and ".join(
             part if chosen == "all" else f"{part} layers {chosen}"
             for part, chosen in layers.items()
             if chosen != "none"
         )
-        return f"LoRA rank {adapter['rank']} on {where} of {parts}"
+        if adapter["method"] == "layernorm":
+            return f"the layer norms of {parts}"
+        kinds = adapter["modules"]
+        where = "all linear layers" if kinds == "all" else ", ".join(kinds)
+        kind = "DoRA" if adapter["method"] == "dora" else "LoRA"
+        begun = ", begun as PiSSA" if adapter.get("start") == "pissa" else ""
+        stable = "rank-stabilised " if adapter.get("rank_stabilized") else ""
+        return f"{stable}{kind} rank {adapter['rank']} on {where} of {parts}{begun}"
 
     @property
     def note(self) -> str | None:

@@ -19,6 +19,7 @@ from peft_whisper.files import (
     write_json,
 )
 from peft_whisper.model.base import quiet_transformers
+from peft_whisper.model.pissa import START, make_plain
 from peft_whisper.training.standing import (
     OPTIMIZER,
     STATE,
@@ -145,11 +146,14 @@ def publish(
     `peft_whisper.json`: `facts`, the base and its fingerprint. Raises StateError where the
     checkpoint is not as it was written.
     """
-    check_seal(folder_of(checkpoints, update))
+    made = folder_of(checkpoints, update)
+    check_seal(made)
     trained_on = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
-    without = shutil.ignore_patterns(OPTIMIZER, STATE, MANIFEST)
+    without = shutil.ignore_patterns(OPTIMIZER, STATE, START, MANIFEST)
     with staged_folder(target) as staging:
-        shutil.copytree(folder_of(checkpoints, update), staging, dirs_exist_ok=True, ignore=without)
+        shutil.copytree(made, staging, dirs_exist_ok=True, ignore=without)
+        if (made / START).is_file():
+            make_plain(staging, made / START)
         copy_processor(base, staging)
         write_json(staging / "peft_whisper.json", facts | {"base": trained_on})
 

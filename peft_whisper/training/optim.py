@@ -103,19 +103,26 @@ def _is_large(parameter: Parameter) -> bool:
 
 
 def build_optimizer(
-    name: str, masters: Masters, learning_rate: float, weight_decay: float
+    name: str,
+    masters: Masters,
+    learning_rate: float,
+    weight_decay: float,
+    up_ratio: float = 1.0,
 ) -> torch.optim.Optimizer:
     """AdamW of torch (fused) or of bitsandbytes (8-bit state, optionally paged to the host).
 
-    Weight decay pulls matrices only; norms and biases are left alone. Raises RecipeError where
-    bitsandbytes can't step what is on the device.
+    Weight decay pulls matrices only; norms and biases are left alone. `ratio` in each group is what
+    the learning rate is multiplied by: `up_ratio` for LoRA's B (LoRA+; Hayou, Ghosh and Yu 2024),
+    else 1. Raises RecipeError where bitsandbytes can't step what is on the device.
     """
-    matrices = [p for p in masters.named.values() if p.ndim >= 2]
-    vectors = [p for p in masters.named.values() if p.ndim < 2]
+    members: dict[tuple[float, float], list[Parameter]] = {}
+    for called, one in masters.named.items():
+        decay = weight_decay if one.ndim >= 2 else 0.0
+        ratio = up_ratio if ".lora_B." in called else 1.0
+        members.setdefault((decay, ratio), []).append(one)
     groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((matrices, weight_decay), (vectors, 0.0))
-        if params
+        {"params": params, "weight_decay": decay, "ratio": ratio}
+        for (decay, ratio), params in members.items()
     ]
     if name == "adamw":
         assert not masters.in_place  # the recipe's rules ask for 8 bits

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from peft_whisper.errors import StateError
 from peft_whisper.files import write_json
+from peft_whisper.model.pissa import START, begin_again
 from peft_whisper.training.tally import Meter, Selection
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def write_standing(folder: Path, standing: Standing, updater: Updater) -> None:
     """Put beside the weights what else a run needs to go on: safetensors and JSON."""
     tensors, numbers = _optimizer_state(updater)
     save_file(tensors, folder / OPTIMIZER)
+    if updater.start:
+        save_file(updater.start, folder / START)
     scale = updater.loss_scale
     state = {
         "update": standing.update,
@@ -58,6 +61,8 @@ def read_standing(folder: Path, updater: Updater) -> Standing:
     Raises StateError where the checkpoint is of other weights.
     """
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if updater.start:
+        begin_again(updater.model, updater.start, folder / START)
     _load_weights(folder, updater)
     _load_optimizer(folder, state["optimizer"], updater)
     if updater.loss_scale and state["loss_scale"]:
@@ -73,7 +78,8 @@ def bytes_of(updater: Updater) -> int:
     weights = sum(master.nbytes for master in updater.masters.fp32)
     states: Any = updater.optimizer.state.values()
     moments = sum(one.nbytes for state in states for one in state.values() if torch.is_tensor(one))
-    return weights + max(moments, 2 * weights)  # before the first update there are no moments
+    begun = sum(one.nbytes for one in updater.start.values())
+    return weights + begun + max(moments, 2 * weights)  # before the first update: no moments
 
 
 def _optimizer_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
@@ -93,10 +99,11 @@ def _optimizer_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, dic
 def _load_weights(folder: Path, updater: Updater) -> None:
     """Copy the checkpoint's weights into the masters, and from there into the model."""
     held: dict[str, Path] = {}
-    for path in (one for one in folder.glob("*.safetensors") if one.name != OPTIMIZER):
+    others = (OPTIMIZER, START)
+    for path in (one for one in folder.glob("*.safetensors") if one.name not in others):
         with safe_open(path, "pt") as file:
             held |= dict.fromkeys(file.keys(), path)
-    named = {name.replace(".default.", "."): one for name, one in updater.masters.named.items()}
+    named = {saved_name(name): one for name, one in updater.masters.named.items()}
     if missing := sorted(named.keys() - held.keys()):
         raise StateError(f"{folder} lacks {len(missing)} trained tensors, such as {missing[0]}")
     for path in sorted(set(held.values())):
@@ -104,6 +111,12 @@ def _load_weights(folder: Path, updater: Updater) -> None:
             for name in named.keys() & set(file.keys()):
                 named[name].copy_(file.get_tensor(name))
     updater.masters.publish()
+
+
+def saved_name(name: str) -> str:
+    """The name that a parameter has in peft's file."""
+    saved = name.replace(".default.", ".")
+    return saved.removesuffix(".weight") if ".lora_magnitude_vector." in saved else saved
 
 
 def _load_optimizer(folder: Path, numbers: dict[str, Any], updater: Updater) -> None:

@@ -13,6 +13,7 @@ from peft_whisper.environment import empty_caches, is_out_of_memory
 from peft_whisper.errors import StateError, first_line
 from peft_whisper.model.adapters import FirstBackwardCheck, trainable
 from peft_whisper.model.encoder import TokenLoss, whisper_of
+from peft_whisper.model.pissa import start_of
 from peft_whisper.training.optim import Masters, build_optimizer
 from peft_whisper.training.precision import LossScale, autocast_dtype
 from peft_whisper.training.room import DoesNotFitError, Room
@@ -41,7 +42,7 @@ class Updater:
         first_layer: int | None = None,
     ):
         self.accelerator, self.training = accelerator, training
-        self.model, self.first_layer = model, first_layer
+        self.model, self.first_layer, self.start = model, first_layer, start_of(model)
         self.first_check: FirstBackwardCheck | None = first_check
         weights = whisper_of(model).dtype
         in_place = not hasattr(model, "peft_config")
@@ -51,7 +52,11 @@ class Updater:
         self.room = Room(training, accelerator.num_processes)
         self.forward = accelerator.prepare_model(TokenLoss(model, first_layer))
         self.optimizer = build_optimizer(
-            training.optimizer, self.masters, training.learning_rate, training.weight_decay
+            training.optimizer,
+            self.masters,
+            training.learning_rate,
+            training.weight_decay,
+            training.up_ratio,
         )
 
     def step(
@@ -76,7 +81,7 @@ class Updater:
                 f"Clips: {clips}"
             )
         for group in self.optimizer.param_groups:
-            group["lr"] = scale * self.training.learning_rate
+            group["lr"] = scale * self.training.learning_rate * group["ratio"]
         with self.room.for_optimizer():
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
