@@ -160,7 +160,9 @@ def _smaller(recipe: Recipe, bf16: bool) -> Iterator[tuple[list[str], Recipe, st
         yield *_with(recipe, half | eight), f"{why}8-bit optimizer"
     if not everything and half:
         yield *_with(recipe, half), "frozen weights in half the bytes"
-    if not everything and recipe.base.quantize is None:
+    adapter = recipe.adapter
+    whole = adapter.method == "dora" or adapter.start == "pissa"  # they work on the weights
+    if not (everything or whole) and recipe.base.quantize is None:
         why = "frozen linear layers in 4 bits, slower"
         yield *_with(recipe, half | {"base.quantize": "nf4"}), why
 
