@@ -33,6 +33,9 @@ from peft_whisper.run_folder import lock
 from peft_whisper.terminal import Terminal
 
 RESULTS = Path(__file__).parent / "results"
+# Enough to see every part of the table made; too little to tell methods apart.
+QUICK = ("data.test.limit=24", "data.validation.limit=24", "training.warmup=2")
+QUICK_UPDATES = 6
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,6 +56,11 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument(
         "--minutes", type=float, help="of training in every run, evaluation left out"
     )
+    budget.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_UPDATES} updates, judged on few clips: a first look at the whole table",
+    )
     made.add_argument(
         "--rival",
         action="store_true",
@@ -69,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--into",
         type=Path,
-        help="folder of the results (default: benchmarks/results/MACHINE/compare)",
+        help="folder of the results (default: benchmarks/results/MACHINE/compare, or quick)",
     )
     made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
     return made
@@ -86,10 +94,12 @@ def main(argv: list[str] | None = None) -> int:
     card = find_card(args.card) if args.card else None
     if args.rival and args.minutes:
         raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
+    if args.quick:
+        args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
     budget = Budget(args.updates, args.minutes)
     runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
     speech = general_speech(args.general, runs)
-    into = args.into or RESULTS / machine_name() / "compare"
+    into = args.into or RESULTS / machine_name() / ("quick" if args.quick else "compare")
     console = Terminal()
     kept = read_kept(into)
     for problem in kept.problems:

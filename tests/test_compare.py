@@ -12,6 +12,7 @@ from pathlib import Path
 import compared
 import numpy as np
 import pytest
+from compare import QUICK
 from comparing.methods import compared as pair
 from comparing.methods import make_methods
 from comparing.page import write_page
@@ -148,6 +149,25 @@ def test_recipes_sweeps_and_seeds_make_the_runs(here: Path) -> None:
     assert last.modules == ("q", "v")
 
 
+def test_variants_are_called_as_they_say(here: Path) -> None:
+    text = "recipe: a.yaml\nvariants:\n  itself: {}\n  q, v: {adapter.modules: [q, v], seed: 5}\n"
+    Path("named.yaml").write_text(text, encoding="utf-8")
+    runs = plan_runs(["named.yaml"], 2, Budget(updates=6))
+    assert [(run.label, run.recipe.seed) for run in runs] == [
+        ("itself", 1),
+        ("itself", 2),
+        ("q, v", 5),
+        ("q, v", 6),
+    ]
+    assert runs[2].recipe.adapter.modules == ("q", "v")
+
+
+def test_the_methods_that_ship_can_be_planned_on_the_demo(monkeypatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    runs = plan_runs(["benchmarks/methods.yaml", *QUICK], 1, Budget(updates=8))
+    assert len(runs) == len({run.method for run in runs}) == 13
+
+
 def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
     (plain,) = plan_runs(["a.yaml"], 1, Budget())
     (other,) = plan_runs(["a.yaml", "name=another", "output=elsewhere"], 1, Budget())
@@ -170,6 +190,10 @@ def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
         (["scalar.yaml"], Budget(), r"scalar.yaml:2: adapter.rank: expected a list"),
         (["twice.yaml"], Budget(), r"twice.yaml:2: adapter.rank: a value is given twice"),
         (["unknown.yaml"], Budget(), r"adapter.rnak"),
+        (["both.yaml"], Budget(), r"both.yaml: variants stand alone; found \['seed=1'\]"),
+        (["list.yaml"], Budget(), r"list.yaml:3: variants: expected names"),
+        (["word.yaml"], Budget(), r"word.yaml:2: one: expected {key.sub: value}"),
+        (["again.yaml"], Budget(), r"again.yaml:4: one: this name is given twice"),
     ],
 )
 def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget, said) -> None:
@@ -187,6 +211,10 @@ def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget
         ("scalar", "adapter.rank: 4"),
         ("twice", "adapter.rank: [4, 4]"),
         ("unknown", "adapter.rnak: [4, 8]"),
+        ("both", "seed: [1]\nvariants: {one: {}}"),
+        ("list", "variants:\n  [1, 2]"),
+        ("word", "variants: {one: two}"),
+        ("again", "variants:\n  one: {}\n  one: {}"),
     ):
         Path(f"{name}.yaml").write_text(f"recipe: a.yaml\n{line}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=said):

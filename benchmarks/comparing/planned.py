@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from comparing.sweeps import expand
+from comparing.sweeps import Swept, expand
 
 from peft_whisper.errors import RecipeError
 from peft_whisper.recipe import Recipe, leaves, settings
@@ -109,25 +109,20 @@ def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = Fa
         raise RecipeError("name a recipe to compare, for instance recipes/demo_cpu.yaml")
     runs: list[Run] = []
     for file in files:
-        for recipe, swept in expand(file) or [(file, ())]:
-            runs += _seeded(recipe, swept, changes, seeds, budget, rival)
+        for swept in expand(file) or [Swept(file)]:
+            runs += _seeded(swept, changes, seeds, budget, rival)
     _refuse_doubles(runs)
     _refuse_incomparable(runs)
     return runs
 
 
 def _seeded(
-    file: Path,
-    swept: tuple[str, ...],
-    changes: tuple[str, ...],
-    seeds: int,
-    budget: Budget,
-    rival: bool,
+    swept: Swept, changes: tuple[str, ...], seeds: int, budget: Budget, rival: bool
 ) -> Iterator[Run]:
     """A recipe's runs, from its own seed upwards; those of its rival after them."""
-    overrides = (*swept, *changes, *budget.overrides())
+    file, overrides = swept.recipe, (*swept.overrides, *changes, *budget.overrides())
     first = load_recipe(file, overrides)
-    label = " ".join((first.name, *swept))
+    label = swept.name or " ".join((first.name, *swept.overrides))
     for is_rival in (False, True)[: 1 + rival]:
         title = f"{label} (rival: Seq2SeqTrainer)" if is_rival else label
         for seed in range(first.seed, first.seed + seeds):

@@ -3,10 +3,18 @@
 recipe: recipes/demo_cpu.yaml
 adapter.rank: [8, 32]
 adapter.modules: [all, [q, v]]
+
+Or, instead of values to combine, changes by the names that they shall have:
+
+recipe: recipes/demo_cpu.yaml
+variants:
+  LoRA on q and v: {adapter.modules: [q, v]}
+  all weights: {adapter.method: none, training.learning_rate: 1e-4}
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -17,8 +25,17 @@ from peft_whisper.errors import RecipeError
 MOST = 200  # recipes of one sweep
 
 
-def expand(path: Path) -> list[tuple[Path, tuple[str, ...]]] | None:
-    """Each combination: the recipe's file and its `key.sub=value`; None where it is no sweep.
+@dataclass(frozen=True)
+class Swept:
+    """One recipe of a sweep: its file, its `key.sub=value`, and its name where it was given one."""
+
+    recipe: Path
+    overrides: tuple[str, ...] = ()
+    name: str | None = None
+
+
+def expand(path: Path) -> list[Swept] | None:
+    """Each combination, or each variant; None where the file is no sweep.
 
     Raises RecipeError for a sweep that can't be read.
     """
@@ -27,17 +44,41 @@ def expand(path: Path) -> list[tuple[Path, tuple[str, ...]]] | None:
         return None
     recipe: Path | None = None
     choices: list[list[str]] = []
+    variants: yaml.Node | None = None
     for key, value in root.value:
         where = f"{path}:{key.start_mark.line + 1}: {key.value}"
         if key.value == "recipe":
             recipe = Path(_text(value, where))
+        elif key.value == "variants":
+            variants = value
         else:
             choices.append([f"{key.value}={one}" for one in _values(value, where)])
+    assert recipe is not None  # or it would be no sweep
+    if variants is not None and choices:
+        raise RecipeError(f"{path}: variants stand alone; found {choices[0]} beside them")
+    if variants is not None:
+        return _variants(path, recipe, variants)
     combined = list(product(*choices))
     if len(combined) > MOST:
         raise RecipeError(f"{path}: {len(combined):,} combinations; expected at most {MOST}")
-    assert recipe is not None  # or it would be no sweep
-    return [(recipe, combination) for combination in combined]
+    return [Swept(recipe, combination) for combination in combined]
+
+
+def _variants(path: Path, recipe: Path, node: yaml.Node) -> list[Swept]:
+    """Each name with its changes."""
+    where = f"{path}:{node.start_mark.line + 1}: variants"
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        raise RecipeError(f"{where}: expected names, each with its {{key.sub: value}}")
+    made: dict[str, Swept] = {}
+    for key, value in node.value:
+        name, place = _text(key, where), f"{path}:{key.start_mark.line + 1}: {key.value}"
+        if not isinstance(value, yaml.MappingNode):
+            raise RecipeError(f"{place}: expected {{key.sub: value}}, {{}} for the recipe itself")
+        if name in made:
+            raise RecipeError(f"{place}: this name is given twice")
+        changes = (f"{_text(one, place)}={_text(said, place)}" for one, said in value.value)
+        made[name] = Swept(recipe, tuple(changes), name)
+    return list(made.values())
 
 
 def _compose(path: Path) -> yaml.MappingNode | None:
