@@ -69,6 +69,7 @@ class Ours:
         if full_share is not None:
             course = replace(course, context=replace(course.context, full_share=full_share))
         self.updater, self.model = make_updater(session, accelerator)
+        self.updater.plan(updates)
         if self.updater.first_layer is not None:
             course = run_frozen_layers(course, self.updater, "memory", Path(), console)
         self.course = course

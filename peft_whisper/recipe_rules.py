@@ -81,6 +81,7 @@ LORA_KEYS = ("rank", "alpha", "dropout", "modules", "rank_stabilized", "start")
 WITHOUT = {  # keys of `adapter` that a method has no use for
     "none": (*LORA_KEYS, "encoder_layers", "decoder_layers"),
     "layernorm": LORA_KEYS,
+    "adalora": ("rank_stabilized", "start"),
     "dora": ("start",),
 }
 
@@ -88,7 +89,12 @@ WITHOUT = {  # keys of `adapter` that a method has no use for
 def _adapter(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
     adapter = _section(tree, "adapter")
     method = adapter.get("method", "lora")
-    said = {"none": "trains every weight", "layernorm": "has no matrices", "dora": "is not PiSSA"}
+    said = {
+        "none": "trains every weight",
+        "layernorm": "has no matrices",
+        "adalora": "begins and scales in its own way",
+        "dora": "is not PiSSA",
+    }
     for key in [key for key in adapter if key in WITHOUT.get(str(method), ())]:
         yield (
             ("adapter", key),
@@ -98,12 +104,13 @@ def _adapter(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
     if method == "none":
         return
     quantize = _section(tree, "base").get("quantize")
-    if quantize is not None and (method == "dora" or adapter.get("start") == "pissa"):
-        key = "method" if method == "dora" else "start"
+    own = method in ("adalora", "dora")
+    if quantize is not None and (own or adapter.get("start") == "pissa"):
+        key = "method" if own else "start"
         yield (
             ("adapter", key),
-            f"{adapter[key]} works on the base's own weights, which base.quantize {quantize} does "
-            "not keep; write method: lora, start: random, or remove base.quantize",
+            f"{adapter[key]} needs the base's own weights, which base.quantize {quantize} does not "
+            "keep; write method: lora and start: random, or remove base.quantize",
         )
     if adapter.get("encoder_layers") == adapter.get("decoder_layers") == "none":
         yield ("adapter",), "no layer is left to train: encoder_layers and decoder_layers are none"

@@ -142,10 +142,10 @@ class Data(Section):
 class Adapter(Section):
     """What is trained: an adapter beside the frozen base, or (none) every weight."""
 
-    method: Literal["lora", "dora", "layernorm", "none"] = Field(
+    method: Literal["lora", "adalora", "dora", "layernorm", "none"] = Field(
         "lora",
-        description="dora: LoRA and a length for each output, slower; layernorm: the layers' norms "
-        "alone, a few thousand weights; none: every weight.",
+        description="adalora: LoRA whose ranks go where they are worth most; dora: LoRA and a "
+        "length for each output, slower; layernorm: the layers' norms alone; none: every weight.",
     )
     rank: int = Field(
         32, ge=1, le=1280, description="Width of the adapter; higher learns more, costs memory."
@@ -159,7 +159,7 @@ class Adapter(Section):
     start: Literal["random", "pissa"] = Field(
         "random",
         description="What LoRA begins as: random directions, adding nothing; or pissa, the base's "
-        "own strongest ones, taken out of it. Saved at twice the rank.",
+        "strongest ones, taken out of it. Saved at twice the rank.",
     )
     dropout: float = Field(
         0.0, ge=0, lt=1, description="Share of adapter inputs dropped; higher overfits less."
@@ -257,14 +257,13 @@ class Training(Section):
     )
     frozen_cache: Literal["none", "memory", "disk"] = Field(
         "none",
-        description="Where to keep what the encoder layers below the lowest adapter give: they run "
-        "once for each clip, before training, and not in its steps. Less time, the same result; "
-        "the input's length must not be random.",
+        description="Where to keep what encoder layers below the lowest adapter give: they run "
+        "once, before training. Less time, the same result; lengths must not be random.",
     )
     compile: bool = Field(
         False,
-        description="Compile the layers with torch.compile at their first use: minutes of warm-up, "
-        "the same losses; try it on long runs, no gain has been measured here yet.",
+        description="Compile the layers with torch.compile: minutes of warm-up, the same losses; "
+        "no gain has been measured here yet.",
     )
 
 
@@ -284,9 +283,7 @@ class Evaluation(Section):
         description="What both texts pass through before words are compared; left out: english for "
         "en, characters for scripts without spaces, else basic_marks.",
     )
-    bootstrap: int = Field(
-        2000, ge=10, le=1_000_000, description="Resamples behind each 95 % interval."
-    )
+    bootstrap: int = Field(2000, ge=10, le=10**6, description="Resamples behind each interval.")
     max_tokens: int | None = Field(
         None, ge=1, le=MAX_TOKENS, description="New tokens per clip; null: the model's limit."
     )

@@ -77,7 +77,13 @@ def test_adapted_layers_are_those_named(encoder, decoder, modules, linears) -> N
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rank_stabilized": True}, {"method": "dora"}, {"start": "pissa"}, {"method": "layernorm"}],
+    [
+        {"rank_stabilized": True},
+        {"method": "dora"},
+        {"start": "pissa"},
+        {"method": "layernorm"},
+        {"method": "adalora"},
+    ],
 )
 def test_every_method_begins_as_the_base(changes) -> None:
     """And trains through the product's own layers, with a gradient for each tensor."""

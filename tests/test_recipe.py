@@ -482,8 +482,13 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
         (["adapter={method: none, rank: 4}"], "adapter.rank: method: none trains every weight"),
         (["adapter={method: layernorm, rank: 4}"], "adapter.rank: method: layernorm has no matri"),
         (["adapter={method: dora, start: pissa}"], "adapter.start: method: dora is not PiSSA"),
-        (["adapter.method=dora", "base.quantize=nf4"], "adapter.method: dora works on the base's"),
-        (["adapter.start=pissa", "base.quantize=int8"], "adapter.start: pissa works on the base's"),
+        (["adapter={method: adalora, start: pissa}"], "adapter.start: method: adalora begins and"),
+        (
+            ["adapter.method=adalora", "base.quantize=nf4"],
+            "adapter.method: adalora needs the base's",
+        ),
+        (["adapter.method=dora", "base.quantize=nf4"], "adapter.method: dora needs the base's"),
+        (["adapter.start=pissa", "base.quantize=int8"], "adapter.start: pissa needs the base's"),
         (
             ["adapter.method=layernorm", "training.up_ratio=4"],
             "training.up_ratio: .*layernorm has none",

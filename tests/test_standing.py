@@ -39,6 +39,7 @@ WAYS = {
     "LoRA, fp16": (ADAPTER, torch.float16, "adamw", "fp16"),
     "DoRA, bf16": (replace(ADAPTER, method="dora"), torch.bfloat16, "adamw", "bf16"),
     "PiSSA": (replace(ADAPTER, start="pissa"), torch.float32, "adamw", "fp32"),
+    "AdaLoRA, bf16": (replace(ADAPTER, method="adalora"), torch.bfloat16, "adamw", "bf16"),
     "layer norms": (replace(ADAPTER, method="layernorm"), torch.float32, "adamw", "fp32"),
     "full": (None, torch.float32, "adamw", "fp32"),
     "full, bf16, 8 bits": (None, torch.bfloat16, "adamw8bit", "bf16"),
@@ -52,7 +53,9 @@ def made(way: str) -> Updater:
     model = train_everything(base) if adapter is None else attach(base, adapter)
     training = Training(updates=9, learning_rate=1e-3, optimizer=optimizer, precision=precision)
     check = FirstBackwardCheck(whisper_of(model), adapter)
-    return Updater(Accelerator(cpu=True), model, training, check)
+    updater = Updater(Accelerator(cpu=True), model, training, check)
+    updater.plan(3)  # so that AdaLoRA has all to cut in it
+    return updater
 
 
 def step(updater: Updater, update: int) -> tuple[float, float]:

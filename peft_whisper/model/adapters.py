@@ -25,6 +25,7 @@ MODULES = {
     "fc2": r"fc2",
 }
 NORMS = r"\w*layer_norm"
+MORE_RANKS = 1.5  # AdaLoRA begins with so many times the rank that it shall come to
 
 
 def layer_range(choice: str, layers: int, key: str) -> range:
@@ -57,9 +58,14 @@ class Adapter:
     encoder: range
     decoder: range
     modules: tuple[str, ...]
-    method: str = "lora"  # or dora, layernorm
+    method: str = "lora"  # or adalora, dora, layernorm
     rank_stabilized: bool = False
     start: str = "random"  # or pissa
+
+    @property
+    def first_rank(self) -> int:
+        """Directions of each matrix at the start."""
+        return round(MORE_RANKS * self.rank) if self.method == "adalora" else self.rank
 
     def pattern(self) -> str:
         """Regular expression that matches the full names of the adapted linear layers, or norms."""
@@ -89,6 +95,9 @@ def attach(
 
     with quiet_transformers():
         wrapped = get_peft_model(model, peft_config(adapter, own))
+    for name, constant in wrapped.named_parameters():
+        if ".ranknum." in name:  # peft lets it train where it casts adapters to fp32
+            constant.requires_grad_(False)
     expected = expected_parameters(model, adapter)
     found = trainable_count(wrapped)
     if found != expected:
@@ -104,12 +113,23 @@ def peft_config(adapter: Adapter, own: bool) -> PeftConfig:
     task_type stays unset: SEQ_2_SEQ_LM would make peft's forward ask for input_ids (peft#1988).
     """
     import torch
-    from peft import LNTuningConfig, LoraConfig
+    from peft import AdaLoraConfig, LNTuningConfig, LoraConfig
 
     from peft_whisper.model.lora import Linear
 
     if adapter.method == "layernorm":
         return LNTuningConfig(target_modules=adapter.pattern())
+    alpha: Any = adapter.alpha * adapter.first_rank / adapter.rank  # peft divides by the first
+    if adapter.method == "adalora":  # when it cuts is laid out by training.ranks
+        return AdaLoraConfig(
+            init_r=adapter.first_rank,
+            target_r=adapter.rank,
+            lora_alpha=alpha,
+            lora_dropout=adapter.dropout,
+            target_modules=adapter.pattern(),
+            total_step=1_000_000,
+            tinit=999_999,
+        )
     config = LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -125,15 +145,17 @@ def peft_config(adapter: Adapter, own: bool) -> PeftConfig:
 
 
 def expected_parameters(model: torch.nn.Module, adapter: Adapter) -> int:
-    """Of the layers that the pattern names: rank x (inputs + outputs), DoRA's lengths; or norms."""
+    """Of the layers that the pattern names: rank x (inputs + outputs), and lengths; or norms."""
     pattern = re.compile(rf"(base_model\.model\.)?{adapter.pattern()}")
     named = [module for name, module in model.named_modules() if pattern.fullmatch(name)]
     layers: list[Any] = [getattr(module, "base_layer", module) for module in named]
     if adapter.method == "layernorm":
         return sum(norm.weight.numel() + norm.bias.numel() for norm in layers)
-    lengths = adapter.method == "dora"
+    rank = adapter.first_rank
+    beside = {"dora": lambda linear: linear.out_features, "adalora": lambda _: rank}
     return sum(
-        adapter.rank * (linear.in_features + linear.out_features) + lengths * linear.out_features
+        rank * (linear.in_features + linear.out_features)
+        + beside.get(adapter.method, lambda _: 0)(linear)
         for linear in layers
     )
 

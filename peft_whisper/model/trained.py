@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import WhisperForConditionalGeneration
 
-ADAPTERS = ("lora", "dora", "layernorm")  # by adapter.method
+ADAPTERS = ("lora", "adalora", "dora", "layernorm")  # by adapter.method
 AGAIN = "Copy the folder from its run again, or train again."
 
 

@@ -161,7 +161,7 @@ def _smaller(recipe: Recipe, bf16: bool) -> Iterator[tuple[list[str], Recipe, st
     if not everything and half:
         yield *_with(recipe, half), "frozen weights in half the bytes"
     adapter = recipe.adapter
-    whole = adapter.method == "dora" or adapter.start == "pissa"  # they work on the weights
+    whole = adapter.method in ("adalora", "dora") or adapter.start == "pissa"  # need its weights
     if not (everything or whole) and recipe.base.quantize is None:
         why = "frozen linear layers in 4 bits, slower"
         yield *_with(recipe, half | {"base.quantize": "nf4"}), why

@@ -125,7 +125,7 @@ def trains(plan: Plan) -> str:
     some = " some layers" if layers else ""
     if adapter.method == "layernorm":
         return f"layer norms{some}"
-    name = "DoRA" if adapter.method == "dora" else "LoRA"
+    name = {"adalora": "AdaLoRA", "dora": "DoRA"}.get(adapter.method, "LoRA")
     return f"{name} {kinds} r{adapter.rank}{some}"
 
 

@@ -53,7 +53,7 @@ class Record:
             return f"the layer norms of {parts}"
         kinds = adapter["modules"]
         where = "all linear layers" if kinds == "all" else ", ".join(kinds)
-        kind = "DoRA" if adapter["method"] == "dora" else "LoRA"
+        kind = {"adalora": "AdaLoRA", "dora": "DoRA"}.get(adapter["method"], "LoRA")
         begun = ", begun as PiSSA" if adapter.get("start") == "pissa" else ""
         stable = "rank-stabilised " if adapter.get("rank_stabilized") else ""
         return f"{stable}{kind} rank {adapter['rank']} on {where} of {parts}{begun}"

@@ -20,8 +20,10 @@ from peft_whisper.files import (
 )
 from peft_whisper.model.base import quiet_transformers
 from peft_whisper.model.pissa import START, make_plain
+from peft_whisper.training.ranks import make_lora
 from peft_whisper.training.standing import (
     OPTIMIZER,
+    RANKS,
     STATE,
     Standing,
     bytes_of,
@@ -149,11 +151,13 @@ def publish(
     made = folder_of(checkpoints, update)
     check_seal(made)
     trained_on = {"model": base.name, "revision": base.revision, "fingerprint": base.fingerprint}
-    without = shutil.ignore_patterns(OPTIMIZER, STATE, START, MANIFEST)
+    without = shutil.ignore_patterns(OPTIMIZER, STATE, START, RANKS, MANIFEST)
     with staged_folder(target) as staging:
         shutil.copytree(made, staging, dirs_exist_ok=True, ignore=without)
         if (made / START).is_file():
             make_plain(staging, made / START)
+        if facts["method"] == "adalora":
+            make_lora(staging)
         copy_processor(base, staging)
         write_json(staging / "peft_whisper.json", facts | {"base": trained_on})
 

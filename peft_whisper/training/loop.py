@@ -77,6 +77,7 @@ def fit(
     start = {"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch}
     run.log({"event": "resume", "update": at.update} if begun else start)
     kept = time.perf_counter()
+    updater.plan(course.updates)
     try:
         if at.due:
             _judge(at, evaluation, run)

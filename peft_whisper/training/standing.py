@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from peft_whisper.errors import StateError
 from peft_whisper.files import write_json
 from peft_whisper.model.pissa import START, begin_again
+from peft_whisper.training.ranks import SCORES
 from peft_whisper.training.tally import Meter, Selection
 
 if TYPE_CHECKING:
     from peft_whisper.training.updater import Updater
 
-OPTIMIZER, STATE = "optimizer.safetensors", "state.json"
+OPTIMIZER, RANKS, STATE = "optimizer.safetensors", "ranks.safetensors", "state.json"
 
 
 @dataclass
@@ -43,6 +44,10 @@ def write_standing(folder: Path, standing: Standing, updater: Updater) -> None:
     if updater.start:
         save_file(updater.start, folder / START)
     scale = updater.loss_scale
+    ranks: dict[str, Any] = {}
+    if updater.ranks:
+        scores, ranks = updater.ranks.state()
+        save_file(scores, folder / RANKS)
     state = {
         "update": standing.update,
         "due": standing.due,
@@ -51,6 +56,7 @@ def write_standing(folder: Path, standing: Standing, updater: Updater) -> None:
         "loss_scale": asdict(scale) if scale else None,
         "room": updater.room.limit,
         "optimizer": numbers,
+        "ranks": ranks,
     }
     write_json(folder / STATE, state)
 
@@ -68,6 +74,8 @@ def read_standing(folder: Path, updater: Updater) -> Standing:
     if updater.loss_scale and state["loss_scale"]:
         updater.loss_scale.value = state["loss_scale"]["value"]
         updater.loss_scale.good = state["loss_scale"]["good"]
+    if updater.ranks:
+        updater.ranks.restore(load_file(folder / RANKS), state["ranks"])
     updater.room.limit = state["room"]
     best, meter = Selection(**state["best"]), Meter(**state["meter"])
     return Standing(state["update"], state["due"], best, meter)
@@ -78,8 +86,9 @@ def bytes_of(updater: Updater) -> int:
     weights = sum(master.nbytes for master in updater.masters.fp32)
     states: Any = updater.optimizer.state.values()
     moments = sum(one.nbytes for state in states for one in state.values() if torch.is_tensor(one))
-    begun = sum(one.nbytes for one in updater.start.values())
-    return weights + begun + max(moments, 2 * weights)  # before the first update: no moments
+    beside = sum(one.nbytes for one in updater.start.values())
+    beside += len(SCORES) * weights if updater.ranks else 0
+    return weights + beside + max(moments, 2 * weights)  # before the first update: no moments
 
 
 def _optimizer_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
@@ -99,7 +108,7 @@ def _optimizer_state(updater: Updater) -> tuple[dict[str, Tensor], dict[str, dic
 def _load_weights(folder: Path, updater: Updater) -> None:
     """Copy the checkpoint's weights into the masters, and from there into the model."""
     held: dict[str, Path] = {}
-    others = (OPTIMIZER, START)
+    others = (OPTIMIZER, RANKS, START)
     for path in (one for one in folder.glob("*.safetensors") if one.name not in others):
         with safe_open(path, "pt") as file:
             held |= dict.fromkeys(file.keys(), path)
@@ -115,7 +124,7 @@ def _load_weights(folder: Path, updater: Updater) -> None:
 
 def saved_name(name: str) -> str:
     """The name that a parameter has in peft's file."""
-    saved = name.replace(".default.", ".")
+    saved = name.replace(".default.", ".").removesuffix(".default")
     return saved.removesuffix(".weight") if ".lora_magnitude_vector." in saved else saved
 
 

@@ -16,6 +16,7 @@ from peft_whisper.model.encoder import TokenLoss, whisper_of
 from peft_whisper.model.pissa import start_of
 from peft_whisper.training.optim import Masters, build_optimizer
 from peft_whisper.training.precision import LossScale, autocast_dtype
+from peft_whisper.training.ranks import Ranks, is_adalora
 from peft_whisper.training.room import DoesNotFitError, Room
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Updater:
         weights = whisper_of(model).dtype
         in_place = not hasattr(model, "peft_config")
         self.masters = Masters(trainable(model), weights, in_place=in_place)
+        self.ranks = Ranks(model, self.masters) if is_adalora(model) else None
         self.autocast = autocast_dtype(training.precision, weights)
         self.loss_scale = LossScale() if training.precision == "fp16" else None
         self.room = Room(training, accelerator.num_processes)
@@ -58,6 +60,11 @@ class Updater:
             training.weight_decay,
             training.up_ratio,
         )
+
+    def plan(self, updates: int) -> None:
+        """Lay out over a run's updates what changes with them."""
+        if self.ranks:
+            self.ranks.plan(updates)
 
     def step(
         self, batches: list[Batch], scale: float, log: Log = lambda _row: None
@@ -84,6 +91,8 @@ class Updater:
             group["lr"] = scale * self.training.learning_rate * group["ratio"]
         with self.room.for_optimizer():
             self.optimizer.step()
+            if self.ranks:
+                self.ranks.cut()
             self.optimizer.zero_grad(set_to_none=True)
             self.masters.publish()
         if self.loss_scale:
@@ -110,6 +119,8 @@ class Updater:
             self.masters.take_gradients()
             if self.loss_scale:
                 self.loss_scale.divide(self.masters.fp32)
+            if self.ranks:
+                self.ranks.pull()
             if self.first_check:
                 self.first_check.finish(self.masters.named)
                 self.first_check = None
