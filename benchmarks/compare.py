@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
     budget = made.add_mutually_exclusive_group()
     budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
     budget.add_argument(
+        "--clips", type=int, help="heard by every run, in as many updates as its batches make"
+    )
+    budget.add_argument(
         "--minutes", type=float, help="of training in every run, evaluation left out"
     )
     budget.add_argument(
@@ -86,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Make what is missing, then the table, the README and the page; returns the exit code."""
     args = parser().parse_intermixed_args(argv)
-    for name in ("seeds", "updates"):
+    for name in ("seeds", "updates", "clips"):
         if (count := getattr(args, name)) is not None and count < 1:
             raise RecipeError(f"--{name}: found {count}, expected 1 or more")
     if args.minutes is not None and not 0 < args.minutes < inf:
@@ -96,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
     if args.quick:
         args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
-    budget = Budget(args.updates, args.minutes)
+    budget = Budget(args.updates, args.clips, args.minutes)
     runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
     speech = general_speech(args.general, runs)
     into = args.into or RESULTS / machine_name() / ("quick" if args.quick else "compare")

@@ -227,6 +227,14 @@ def test_the_budget_can_be_made_equal_for_all(here: Path) -> None:
     assert {run.recipe.training.updates for run in runs} == {5}
 
 
+def test_clips_heard_make_updates_by_the_batch_of_each_recipe(here: Path) -> None:
+    batches = "recipe: a.yaml\ntraining.batch: [2, 8]\n"
+    Path("batches.yaml").write_text(batches, encoding="utf-8")
+    runs = plan_runs(["batches.yaml"], 1, Budget(clips=64))
+    assert [run.recipe.training.updates for run in runs] == [32, 8]
+    assert all(run.held_equal["budget.clips"] == 64 for run in runs)
+
+
 def test_half_written_and_foreign_files_are_named_and_not_counted(tmp_path: Path) -> None:
     whole = compared.result("a")
     write_result(tmp_path, whole)
@@ -359,7 +367,7 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
         timeout=120,
     )
     heads = re.findall(r"<th [^>]*>", shown.stdout)
-    assert len(heads) == 17
+    assert len(heads) == 18
     assert all('tabindex="0"' in head for head in heads)  # the policy lets this script run
 
 

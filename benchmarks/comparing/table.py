@@ -19,8 +19,8 @@ READING = (
     "WER, MER and CER in percent, on the test split, mean over the seeds; intervals are 95 %, over "
     "clips and seeds. Forgetting: change of WER, in points, on general speech that no recipe "
     "trained on. Peak: largest of the runs, measured. Speed: training alone, without warm-up and "
-    "evaluation. To best: training up to the checkpoint that was kept. Differences are paired, "
-    "each at 95 %, and not corrected for how many there are."
+    "evaluation; decoded/s: clips of the last validation. To best: training up to the checkpoint "
+    "that was kept. Differences are paired, each at 95 %, and not corrected for how many there are."
 )
 
 
@@ -62,6 +62,7 @@ def cells(method: Method, card: Card | None) -> dict[str, str]:
     shown |= {
         "clips/s": number(method.mean_of("training", "clips_per_s"), 2),
         "audio s/s": number(method.mean_of("training", "audio_s_per_s")),
+        "decoded/s": number(method.mean_of("decoding", "clips_per_s")),
         "to best, min": number(None if best_s is None else best_s / 60),
         "clips heard": number(method.mean_of("clips_heard"), 0),
         "forgetting": rate(method.forgotten, signed=True),
@@ -169,7 +170,7 @@ def about(methods: Sequence[Method]) -> list[str]:
     spent = [
         f"{value:g} {key.rpartition('.')[2]}"
         for key, value in done[0]["held_equal"].items()
-        if key in ("training.updates", "training.epochs", "budget.minutes")
+        if key in ("training.updates", "training.epochs", "budget.clips", "budget.minutes")
     ]
     test, note = first["data"]["test"], done[0]["recipe"]["data"].get("note")
     speech = f"{test['clips']} clips, {test['hours']:.2f} h" + (f", {note}" if note else "")
