@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test promises lint bench-speed bench-memory bars clean
+.PHONY: demo test promises lint bench-speed bench-methods bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -26,6 +26,10 @@ lint: $(INSTALLED)
 bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and PEFT, in turns, with WER
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/speed.py
+
+bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; ended at any point it goes on
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 --card a10
 
 bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 25 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from comparing.methods import make_methods
 from comparing.page import write_page
-from comparing.planned import OUTPUT, Budget, Run, plan_runs
+from comparing.planned import OUTPUT, Budget, Run, plan_runs, speech_of
 from comparing.results import Facts, comparable, read_kept
 from comparing.sitting import General, clock, left_s, missing, sit
 from comparing.table import show, write_readme
@@ -51,6 +51,13 @@ def parser() -> argparse.ArgumentParser:
         help="recipes and sweep files, and key.sub=value: changes to all",
     )
     made.add_argument("--seeds", type=int, default=1, help="runs of each (default: %(default)s)")
+    made.add_argument(
+        "--on",
+        type=Path,
+        metavar="RECIPE",
+        help="train all on this one's base and speech, and judge them as it does: "
+        "--on recipes/demo_cpu.yaml",
+    )
     budget = made.add_mutually_exclusive_group()
     budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
     budget.add_argument(
@@ -97,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
     card = find_card(args.card) if args.card else None
     if args.rival and args.minutes:
         raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
+    if args.on:
+        args.recipes = [*speech_of(args.on), *args.recipes]
     if args.quick:
         args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
     budget = Budget(args.updates, args.clips, args.minutes)

@@ -16,7 +16,7 @@ from compare import QUICK
 from comparing.methods import compared as pair
 from comparing.methods import make_methods
 from comparing.page import write_page
-from comparing.planned import Budget, plan_runs
+from comparing.planned import Budget, plan_runs, speech_of
 from comparing.processes import ending
 from comparing.results import comparable, read_kept, write_result
 from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
@@ -165,7 +165,17 @@ def test_variants_are_called_as_they_say(here: Path) -> None:
 def test_the_methods_that_ship_can_be_planned_on_the_demo(monkeypatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     runs = plan_runs(["benchmarks/methods.yaml", *QUICK], 1, Budget(updates=8))
-    assert len(runs) == len({run.method for run in runs}) == 14
+    assert len(runs) == len({run.method for run in runs}) == 15
+    assert [run.label for run in runs if run.rival] == ["LoRA by Seq2SeqTrainer and PEFT"]
+
+
+def test_recipes_of_other_speech_can_be_compared_on_one(here: Path) -> None:
+    other = RECIPE.replace("test.jsonl", "other.jsonl").replace("model: base", "model: large")
+    other = other.replace("rank: 4", "rank: 8")
+    Path("other.yaml").write_text(other.replace("updates: 4", "updates: 9"), encoding="utf-8")
+    runs = plan_runs([*speech_of(Path("a.yaml")), "a.yaml", "other.yaml"], 1, Budget())
+    assert runs[0].held_equal == runs[1].held_equal
+    assert runs[1].recipe.base.model == "base" and runs[1].recipe.training.updates == 4
 
 
 def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
@@ -192,6 +202,7 @@ def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
         (["unknown.yaml"], Budget(), r"adapter.rnak"),
         (["both.yaml"], Budget(), r"both.yaml: variants stand alone; found \['seed=1'\]"),
         (["list.yaml"], Budget(), r"list.yaml:3: variants: expected names"),
+        (["rival.yaml"], Budget(), r"rival.yaml:2: one: rival: found perhaps"),
         (["word.yaml"], Budget(), r"word.yaml:2: one: expected {key.sub: value}"),
         (["again.yaml"], Budget(), r"again.yaml:4: one: this name is given twice"),
     ],
@@ -213,6 +224,7 @@ def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget
         ("unknown", "adapter.rnak: [4, 8]"),
         ("both", "seed: [1]\nvariants: {one: {}}"),
         ("list", "variants:\n  [1, 2]"),
+        ("rival", "variants: {one: {rival: perhaps}}"),
         ("word", "variants: {one: two}"),
         ("again", "variants:\n  one: {}\n  one: {}"),
     ):

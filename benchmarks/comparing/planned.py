@@ -110,6 +110,22 @@ class Run:
         return {key: value for key, value in leaves(shared) if value is not None}
 
 
+def speech_of(file: Path) -> tuple[str, ...]:
+    """As overrides, what a recipe says of base, speech, evaluation and length of the run."""
+    tree = settings(load_recipe(file))
+    length = {
+        key: tree["training"][key] for key in ("updates", "epochs") if key in tree["training"]
+    }
+    said = {
+        "base.model": tree["base"]["model"],
+        "base.revision": tree["base"].get("revision"),
+        "data": tree["data"],
+        "evaluation": tree["evaluation"],
+        **{f"training.{key}": value for key, value in length.items()},
+    }
+    return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in said.items())
+
+
 def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = False) -> list[Run]:
     """Every run that recipes, sweeps and `key.sub=value` in `words` ask for, recipe by recipe.
 
@@ -136,8 +152,8 @@ def _seeded(
     overrides = (*overrides, *budget.overrides(load_recipe(file, overrides)))
     first = load_recipe(file, overrides)
     label = swept.name or " ".join((first.name, *swept.overrides))
-    for is_rival in (False, True)[: 1 + rival]:
-        title = f"{label} (rival: Seq2SeqTrainer)" if is_rival else label
+    for is_rival in (True,) if swept.rival else (False, True)[: 1 + rival]:
+        title = f"{label} (rival: Seq2SeqTrainer)" if is_rival != swept.rival else label
         for seed in range(first.seed, first.seed + seeds):
             own = (*overrides, f"seed={seed}")
             yield Run(title, file, own, load_recipe(file, own), budget, is_rival)
