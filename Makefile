@@ -29,7 +29,8 @@ bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and P
 
 bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; ended at any point it goes on
 	$(BIN)/python -m peft_whisper.demo
-	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 --card a10
+	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 \
+		--card a10 --card h100 --card-base openai/whisper-large-v3
 
 bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 25 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py

@@ -23,7 +23,7 @@ from comparing.planned import OUTPUT, Budget, Run, plan_runs, speech_of
 from comparing.results import Facts, comparable, read_kept
 from comparing.sitting import General, clock, left_s, missing, sit
 from comparing.table import show, write_readme
-from comparing.tracing import trace
+from comparing.tracing import Place, trace
 from rich.console import Console
 
 from peft_whisper.environment import machine_name
@@ -76,7 +76,17 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="each recipe also by Seq2SeqTrainer and PEFT, as a rival",
     )
-    made.add_argument("--card", help="also trace what each recipe takes of this card, e.g. a10")
+    made.add_argument(
+        "--card",
+        action="append",
+        default=[],
+        help="also trace what each recipe takes of this card, e.g. a10; may be given again",
+    )
+    made.add_argument(
+        "--card-base",
+        metavar="MODEL",
+        help="with --card: of this base instead of the recipes' own, e.g. openai/whisper-large-v3",
+    )
     made.add_argument(
         "--general",
         type=Path,
@@ -101,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             raise RecipeError(f"--{name}: found {count}, expected 1 or more")
     if args.minutes is not None and not 0 < args.minutes < inf:
         raise RecipeError(f"--minutes: found {args.minutes:g}, expected more than 0")
-    card = find_card(args.card) if args.card else None
+    places = [Place(find_card(card), args.card_base) for card in args.card]
     if args.rival and args.minutes:
         raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
     if args.on:
@@ -122,13 +132,13 @@ def main(argv: list[str] | None = None) -> int:
     alone()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress as well
     sit(runs, kept.results, into, speech, console)
-    if card is not None:
-        trace(runs, kept.results, into, card, console)
+    for place in places:
+        trace(runs, kept.results, into, place, console)
     shown, left_out = comparable(list(kept.results.values()), runs)
     methods = make_methods(shown, list(dict.fromkeys(one.method for one in runs)))
-    show(methods, card, left_out, console)
-    write_readme(into, methods, card, left_out)
-    console.print(f"page: {write_page(into, methods, card, left_out)}")
+    show(methods, places, left_out, console)
+    write_readme(into, methods, places, left_out)
+    console.print(f"page: {write_page(into, methods, places, left_out)}")
     return 0
 
 

@@ -21,6 +21,7 @@ from comparing.processes import ending
 from comparing.results import comparable, read_kept, write_result
 from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
 from comparing.table import show, write_readme
+from comparing.tracing import Place
 from rich.console import Console
 
 from peft_whisper.errors import RecipeError
@@ -339,7 +340,7 @@ def test_the_page_shows_every_run_and_fetches_nothing(results, tmp_path: Path, m
     report.parent.mkdir(parents=True)
     report.write_text("a report", encoding="utf-8")
     methods = make_methods(results, ["small"])
-    html = write_page(Path("results"), methods, None, ["one note"]).read_text(encoding="utf-8")
+    html = write_page(Path("results"), methods, [], ["one note"]).read_text(encoding="utf-8")
     page = Page(html)
     assert [tag for tag, _ in page.tags].count("svg") == 6  # three pictures, wide and narrow
     reports = {
@@ -369,7 +370,7 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium here")
-    page = write_page(tmp_path, make_methods(results, []), None, [])
+    page = write_page(tmp_path, make_methods(results, []), [], [])
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'own'}")
     shown = subprocess.run(
         [browser, *flags, "--dump-dom", page.as_uri()],
@@ -385,10 +386,10 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
 
 def test_terminal_and_readme_say_the_same_of_every_method(results, tmp_path: Path, capsys) -> None:
     methods = make_methods(results, [])
-    show(methods, None, [], Console(width=80, soft_wrap=False))
+    show(methods, [], [], Console(width=80, soft_wrap=False))
     printed = capsys.readouterr().out
     table = printed[: printed.index("base, not trained")]
-    write_readme(tmp_path, methods, None, [])
+    write_readme(tmp_path, methods, [], [])
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     for method in methods:
         wer = f"{100 * method.wer.value:.1f}"
@@ -403,7 +404,7 @@ def test_what_was_traced_for_a_card_stands_beside_what_was_measured(results, cap
     found = {"reserved_bytes": 19 * 2**30, "fits": True}
     results[0]["traced"]["a10"] = found
     results[3]["traced"]["a10"] = found | {"fits": False}
-    show(make_methods(results, []), find_card("a10"), [], Console(width=80))
+    show(make_methods(results, []), [Place(find_card("a10"))], [], Console(width=80))
     printed = capsys.readouterr().out
     assert re.search(r"1 small .* 1\.00 +19\.0 ", printed)
     assert re.search(r"2 large .* 3\.00 +19\.0, too large ", printed)
