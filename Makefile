@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, a
 	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
 	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises
