@@ -19,6 +19,7 @@ COMMANDS = {  # each is also `python -m peft_whisper.COMMAND`
     "evaluate": "score a finished run again, or on other speech",
     "transcribe": "write down what recordings of any length say",
     "merge": "fold an adapter into its base",
+    "push": "publish an adapter or a model in a repository of the Hub",
 }
 OWN = {
     "recipes": "list the recipes that ship, or copy one",

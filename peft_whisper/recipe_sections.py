@@ -40,6 +40,7 @@ _MODULES_SCHEMA = {
         },
     ]
 }
+LICENCE = r"^[a-z0-9][a-z0-9.-]*$"  # for instance apache-2.0
 _LAYERS = r"^(all|none|top [1-9][0-9]{0,2}|[0-9]{1,3}-[0-9]{1,3})$"
 _RECOMPUTE = r"^(none|cheap|all|auto|[1-9][0-9]?/[1-9][0-9]?)$"
 _LAYER_EXAMPLES = ["all", "none", "top 8", "0-7"]
@@ -57,6 +58,9 @@ class Base(Section):
     model: str = Field(min_length=1, description="Hub id or local folder of the Whisper to tune.")
     revision: str | None = Field(
         None, min_length=1, description="Commit or tag of the Hub model; pins what is downloaded."
+    )
+    license: str | None = Field(
+        None, pattern=LICENCE, description="Its licence as the Hub spells it; stands in the card."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
@@ -133,6 +137,14 @@ class Data(Section):
         None,
         min_length=1,
         description="Said beside every result, for instance: simulated throat microphone.",
+    )
+    license: str | None = Field(
+        None,
+        pattern=LICENCE,
+        description="Of the speech, for instance cc-by-4.0; only what one lets share is published.",
+    )
+    attribution: str | None = Field(
+        None, min_length=1, description="Whom the card names for the speech."
     )
     workers: int = Field(
         0, ge=0, le=256, description="Loader processes; more feed a fast card, each costs memory."
