@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from peft_whisper.publishing.belongs import Outgoing, Package
 
 MOST_FOUND = 10  # findings of the scan that are told one by one
-NAMES_BASE = ("peft_whisper.json", "adapter_config.json", "config.json", "README.md")
+NAMES_BASE = (
+    "peft_whisper.json",
+    "peft_whisper_export.json",
+    "adapter_config.json",
+    "config.json",
+    "README.md",
+)
 
 
 def parser() -> argparse.ArgumentParser:

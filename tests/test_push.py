@@ -427,6 +427,32 @@ def test_a_merged_model_has_a_repository_of_its_own(
     assert ModelCard(hub.repos[other].head[1]["README.md"].decode()).data.eval_results
 
 
+def test_an_exported_model_brings_its_own_page(place: Path, hub: local.Hub, tmp_path: Path) -> None:
+    """Of push alone: what other programs read of it is the export's own test."""
+    run = place / "old" / "outputs" / "trial"
+    folder = tmp_path / "faster"
+    folder.mkdir()
+    (folder / "model.bin").write_bytes(b"\0weights" * 99)
+    for name in ("config.json", "vocabulary.json", "tokenizer.json", "preprocessor_config.json"):
+        (folder / name).write_text("{}", encoding="utf-8")
+    trained_on = json.loads((run / "adapter" / "peft_whisper.json").read_text(encoding="utf-8"))
+    facts = {"method": "lora", "base": str(tmp_path), "revision": None, "to": "ctranslate2"}
+    facts["fingerprint"] = trained_on["base"]["fingerprint"]
+    (folder / "peft_whisper_export.json").write_text(json.dumps(facts), encoding="utf-8")
+    page = '---\ntags: [a]\n---\n# trial for X\n\n## Measured\n\nequal\n\nWhisperModel("FOLDER")\n'
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    command = [str(folder), "--to", NAME, "--yes", "--run", str(run)]
+    with pytest.raises(PublishError, match="an absolute path"):
+        push.main(command)
+    push.main([*command, "--base", "openai/whisper-tiny.en"])
+    tree = hub.repos[NAME].head[1]
+    assert set(tree) == files(folder) | {".gitattributes"}
+    card = ModelCard(tree["README.md"].decode())
+    assert "### Measured\n\nequal" in card.content
+    assert 'WhisperModel("trial")' in card.content
+    assert (card.data.library_name, len(card.data.eval_results)) == ("ctranslate2", 4)
+
+
 def logged_out(hub: local.Hub, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))

@@ -16,6 +16,7 @@ from peft_whisper.files import sha256
 from peft_whisper.scoring.card_use import ADAPTER, CTRANSLATE2, MODEL, OPENAI, WHISPER_CPP
 
 CARD, FACTS, CONFIG = "README.md", "peft_whisper.json", "adapter_config.json"
+EXPORTED = "peft_whisper_export.json"  # in its place, of an exported model
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 RUN = ("recipe.yaml", "metrics.json", "environment.json")  # of the run, beside what it trained
 SAMPLES = "samples/"
@@ -76,7 +77,7 @@ class Package:
     kind: Kind
     folder: Path
     run: Path | None
-    facts: dict[str, Any]  # peft_whisper.json
+    facts: dict[str, Any]  # as peft_whisper.json has them
 
     @property
     def base(self) -> str:
@@ -107,7 +108,7 @@ def belongs(kind: Kind, path: str) -> bool:
 
     if path.startswith(SAMPLES):
         return path.endswith(".flac")
-    known = (*kind.files, *PROCESSOR_FILES, "generation_config.json", FACTS, CARD, *RUN)
+    known = (*kind.files, *PROCESSOR_FILES, "generation_config.json", FACTS, EXPORTED, CARD, *RUN)
     return any(fnmatchcase(path, pattern) for pattern in known)
 
 
@@ -139,7 +140,7 @@ def package(folder: Path) -> Package:
             f"{folder} holds no model: expected a finished run, an adapter (adapter_config.json), "
             "a merged model (config.json) or an exported one"
         )
-    facts = read_facts(held)
+    facts = exported_facts(held) if (held / EXPORTED).is_file() else read_facts(held)
     run = folder if inner else held.resolve().parent if held.resolve().name in TRAINED else None
     if run is not None and not all((run / name).is_file() for name in (CARD, *RUN)):
         if inner is not None:
@@ -155,11 +156,25 @@ def package(folder: Path) -> Package:
     return Package(kind, held, run, facts)
 
 
+def exported_facts(folder: Path) -> dict[str, Any]:
+    """What an export says of its base; raises StateError where it does not."""
+    path = folder / EXPORTED
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        base = {"model": str(found["base"]), "revision": found["revision"]}
+        base["fingerprint"] = found["fingerprint"]
+        return {"method": found["method"], "base": base}
+    except (ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{path} is damaged ({error}). Export again.") from error
+
+
 def with_base(name: str, content: bytes, base: str) -> bytes:
     """A trained folder's JSON file with another name for its base, where it names one."""
     found = json.loads(content)
     if name == FACTS:
         found["base"] |= {"model": base, "revision": None}
+    elif name == EXPORTED:
+        found |= {"base": base, "revision": None}
     elif name == CONFIG:
         found |= {"base_model_name_or_path": base, "revision": None}
     elif found.get("_name_or_path"):

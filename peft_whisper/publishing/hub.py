@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from peft_whisper.errors import PublishError
-from peft_whisper.publishing.belongs import FACTS, Kind, Outgoing, belongs, kind_of
+from peft_whisper.publishing.belongs import EXPORTED, FACTS, Kind, Outgoing, belongs, kind_of
 from peft_whisper.publishing.scan import findings
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def check(found: Remote, repo: str, kind: Kind, public: bool) -> None:
             "name. Nothing was sent."
         )
     there = kind_of([name for name in names if "/" not in name])
-    if names and (FACTS not in names or there != kind):
+    if names and (not {FACTS, EXPORTED} & set(names) or there != kind):
         holds = f"a{'n' * (there.name[0] in 'aeiou')} {there.name}" if there else "other files"
         raise PublishError(
             f"{repo} holds {holds} already ({', '.join(names[:3])}), and this is "

@@ -9,6 +9,7 @@ from peft_whisper.errors import StateError
 from peft_whisper.publishing.belongs import (
     CARD,
     CONFIG,
+    EXPORTED,
     FACTS,
     RUN,
     Outgoing,
@@ -42,7 +43,7 @@ def outgoing(held: Package, repo: str, base: str, record: Record | None) -> list
     """
     files = {path.name: Outgoing(path.name, path) for path in held.files()}
     if base != held.base:
-        for name in {FACTS, CONFIG, "config.json"} & files.keys():
+        for name in {FACTS, EXPORTED, CONFIG, "config.json"} & files.keys():
             files[name] = Outgoing(name, with_base(name, (held.folder / name).read_bytes(), base))
     if record is not None and held.run is not None:
         files |= {name: Outgoing(name, held.run / name) for name in RUN}
@@ -59,23 +60,31 @@ def card(
     held: Package, repo: str, base: str, record: Record | None, listened: Sequence[str]
 ) -> str:
     """The card as others read it: with the repository's name, and the base's on the Hub."""
-    extra = [*listened, *conversion(held)]
+    extra = [*listened, *conversion(held, repo.rpartition("/")[2])]
     if record is not None:
         return run_card(record, shown_of(record, held.kind.name, repo, base, True), extra)
-    method = {"lora": "LoRA", "none": "full fine-tune", "merged": "LoRA, merged"}
+    method = {
+        "lora": "LoRA",
+        "none": "full fine-tune",
+        "merged": "LoRA, merged",
+        "base": "as it is",
+    }
     shown = Shown(held.kind.name, repo, base, None, "transcribe", True)
     return bare_card(held.name, shown, method[held.facts["method"]], extra)
 
 
-def conversion(held: Package) -> list[str]:
-    """What merge or export wrote into the folder's own README.md: it is part of the card."""
+def conversion(held: Package, here: str) -> list[str]:
+    """What export wrote into the folder's own README.md: it is part of the card.
+
+    `here` is where the card has it downloaded to.
+    """
     path = held.folder / CARD
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
     if text.startswith("---\n"):
         text = text.partition("\n---\n")[2]
-    lines = text.strip().splitlines()
+    lines = text.strip().replace("FOLDER", here).splitlines()
     if lines and lines[0].startswith("# "):
         lines[0] = "## How it was converted"
     # One level down, so that they stand below the card's own headings.

@@ -27,14 +27,21 @@ wave, rate = soundfile.read("clip.wav")  # mono, 16 kHz
 features = processor(wave, sampling_rate=rate, return_tensors="pt").input_features
 print(processor.batch_decode(model.generate({call}), skip_special_tokens=True)[0])
 """
-FASTER = """from faster_whisper import WhisperModel
+# Both fill what a recording lacks of 30 s with zeros in its features; training heard silence there.
+FASTER = """import numpy
+from faster_whisper import WhisperModel, decode_audio
 
-segments, _ = WhisperModel({where!r}).transcribe("talk.mp3"{spoken})
-print(" ".join(segment.text for segment in segments))
+wave = decode_audio("talk.mp3")
+wave = numpy.pad(wave, (0, -len(wave) % 480_000))  # silence up to 30 s, as in training
+segments, _ = WhisperModel("faster").transcribe(wave{spoken})
+print("".join(segment.text for segment in segments))
 """
-OPENAI_WHISPER = """import whisper
+OPENAI_WHISPER = """import numpy
+import whisper
 
-print(whisper.load_model({where!r}).transcribe("talk.mp3"{spoken})["text"])
+wave = whisper.load_audio("talk.mp3")
+wave = numpy.pad(wave, (0, -len(wave) % 480_000))  # silence up to 30 s, as in training
+print(whisper.load_model("openai/model.pt").transcribe(wave{spoken})["text"])
 """
 
 
@@ -59,49 +66,47 @@ class Shown:
 
 
 def use(shown: Shown) -> list[str]:
-    """The card's section on use: transformers (and peft), this project, and three runtimes."""
+    """The card's section on use: transformers (and peft), this project, and three programs.
+
+    Of an exported model only how to fetch it: its own page says the rest.
+    """
     fetch = f"hf download {shown.where} --local-dir {shown.here}\n" if shown.on_hub else ""
     if shown.kind in (CTRANSLATE2, WHISPER_CPP, OPENAI):
-        made = {
-            CTRANSLATE2: _python("faster-whisper", FASTER, shown.where, shown),
-            WHISPER_CPP: _whisper_cpp(shown.here, shown),
-            OPENAI: _python("openai-whisper", OPENAI_WHISPER, f"{shown.here}/model.pt", shown),
-        }[shown.kind]
-        return ["## Use\n", *([_block("bash", fetch)] if fetch else []), *made]
+        return ["## Use\n", _block("bash", fetch)]
     peft = shown.kind == ADAPTER
     call = "input_features=features"
     if shown.language:
         call += f", language={shown.language!r}, task={shown.task!r}"
     code = USE_ADAPTER if peft else USE_MODEL
     code = code.replace("{base!r}", repr(shown.base)).replace("{call}", call)
-    merge = f"python -m peft_whisper.merge {shown.here} --into merged\n" if peft else ""
-    merged = "merged" if peft else shown.here
-    export = f"python -m peft_whisper.export {merged} --to"
     return [
         "## Use\n",
         f"With transformers{' and peft' if peft else ''}:\n",
         _block("python", code.replace("{where!r}", repr(shown.where))),
         "With peft_whisper, recordings of any length, as text, subtitles or JSON:\n",
         _block("bash", f"{fetch}peft-whisper transcribe {shown.here} talk.mp3"),
-        f"The others read {'the merged model, ' if peft else ''}a model in their own format:\n",
-        _block("bash", f"{merge}{export} ctranslate2 --into faster  # whispercpp and openai alike"),
-        *_python("faster-whisper", FASTER, "faster", shown),
-        *_whisper_cpp("cpp", shown),
-        *_python("openai-whisper", OPENAI_WHISPER, "openai/model.pt", shown),
+        *_exported(shown),
     ]
 
 
-def _python(name: str, code: str, where: str, shown: Shown) -> list[str]:
+def _exported(shown: Shown) -> list[str]:
+    """The programs that read a format of their own."""
+    # Each export is tried before it is kept; the run's own test clips are not with the model.
+    tried = " --clips my_speech/" if shown.on_hub else ""
+    export = "\n".join(
+        f"python -m peft_whisper.export {shown.here} --to {to} --into {into}{tried}"
+        for to, into in (("ctranslate2", "faster"), ("whispercpp", "cpp"), ("openai", "openai"))
+    )
     spoken = f", language={shown.language!r}, task={shown.task!r}" if shown.language else ""
-    made = code.replace("{where!r}", repr(where)).replace("{spoken}", spoken)
-    return [f"With {name}:\n", _block("python", made)]
-
-
-def _whisper_cpp(folder: str, shown: Shown) -> list[str]:
-    spoken = f" -l {shown.language}" if shown.language else ""
-    translate = " --translate" if shown.language and shown.task == "translate" else ""
-    call = f"whisper-cli -m {folder}/ggml-model.bin{spoken}{translate} -f talk.wav"
-    return ["With whisper.cpp (16 kHz WAV):\n", _block("bash", call)]
+    cpp = f"whisper-cli -m cpp/ggml-model.bin{f' -l {shown.language}' if shown.language else ''}"
+    cpp += " -tr" if spoken and shown.task == "translate" else ""
+    return [
+        "For faster-whisper, whisper.cpp and openai-whisper, each after its export:\n",
+        _block("bash", export),
+        _block("python", FASTER.replace("{spoken}", spoken)),
+        _block("bash", f"{cpp} -f talk.wav"),
+        _block("python", OPENAI_WHISPER.replace("{spoken}", spoken)),
+    ]
 
 
 def _block(language: str, code: str) -> str:
