@@ -22,6 +22,15 @@ from peft_whisper.scoring.card import bare_card, may_share, run_card, shown_of
 from peft_whisper.scoring.card_use import Shown
 from peft_whisper.scoring.record import Record, read_record
 
+METHODS = {  # of peft_whisper.json, as a card says them
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "layernorm": "layer norms",
+    "none": "full fine-tune",
+    "merged": "an adapter merged into it",
+    "base": "as it is",
+}
+
 
 def record_of(held: Package, run: Path | None) -> Record | None:
     """What the run recorded; None where it is not known. Raises StateError for another's."""
@@ -63,14 +72,9 @@ def card(
     extra = [*listened, *conversion(held, repo.rpartition("/")[2])]
     if record is not None:
         return run_card(record, shown_of(record, held.kind.name, repo, base, True), extra)
-    method = {
-        "lora": "LoRA",
-        "none": "full fine-tune",
-        "merged": "LoRA, merged",
-        "base": "as it is",
-    }
+    method = held.facts["method"]
     shown = Shown(held.kind.name, repo, base, None, "transcribe", True)
-    return bare_card(held.name, shown, method[held.facts["method"]], extra)
+    return bare_card(held.name, shown, METHODS.get(method, method), extra)
 
 
 def conversion(held: Package, here: str) -> list[str]:

@@ -120,13 +120,13 @@ def _library(shown: Shown) -> dict[str, Any]:
 def _metadata(record: Record, shown: Shown) -> dict[str, Any]:
     data = record.recipe["data"]
     hubs = [data[split]["hub"] for split in ("train", "test") if "hub" in data[split]]
-    lora = record.recipe["adapter"]["method"] == "lora"
+    method = record.recipe["adapter"]["method"]
     return _library(shown) | {
         "license": _inherited(record.recipe),
         "language": data.get("language"),
         "datasets": list(dict.fromkeys(hubs)) or None,
         "metrics": ["wer", "cer"],
-        "tags": ["whisper", "peft_whisper", *(["lora"] if lora else [])],
+        "tags": ["whisper", "peft_whisper", *([method] if method != "none" else [])],
         "model-index": [{"name": record.name, "results": [_result(record, shown)]}],
     }
 
