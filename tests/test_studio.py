@@ -19,7 +19,7 @@ pytest.importorskip("gradio", reason="gradio is not installed: it comes with the
 
 from test_transcribe import RATE, train
 
-from peft_whisper import studio, transcribe
+from peft_whisper import merge, studio, transcribe
 from peft_whisper.errors import DataError, RecipeError, StateError
 from peft_whisper.files import write_text
 from peft_whisper.systems import BASE, find_systems
@@ -96,6 +96,15 @@ def test_strength_goes_from_the_base_to_the_adapter_and_back(bench: Bench) -> No
     assert words(bench, "one", 0.0) == words(bench, BASE)
     assert words(bench, "one", 0.5) not in (full, words(bench, BASE))
     assert words(bench, "one") == full
+
+
+def test_a_merged_model_stands_beside_its_base(bench: Bench, tmp_path: Path) -> None:
+    merge.main(["outputs/one/adapter", "--into", str(tmp_path / "one")])
+    alone = Bench(find_systems(str(tmp_path / "one"), [], True, None))
+    assert alone.names == ["one"]
+    assert not alone.has_strength("one")
+    for name in (BASE, "one"):
+        assert words(alone, name) == words(bench, name)
 
 
 def test_what_can_not_be_heard_is_a_sentence(bench: Bench, monkeypatch) -> None:

@@ -24,6 +24,7 @@ from peft_whisper.scoring.record import Record, read_record
 
 METHODS = {  # of peft_whisper.json, as a card says them
     "lora": "LoRA",
+    "adalora": "AdaLoRA",
     "dora": "DoRA",
     "layernorm": "layer norms",
     "none": "full fine-tune",

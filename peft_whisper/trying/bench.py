@@ -54,11 +54,14 @@ class Bench:
         return sorted(Labels(self.base.tokenizer(), self.base.config().vocab_size).languages())
 
     def has_strength(self, name: str) -> bool:
-        """Whether the base can be left and reached by degrees: layer norms replace its own."""
+        """Whether the base can be left and reached by degrees.
+
+        Layer norms replace the base's own, and DoRA its weights' lengths: both are there or not.
+        """
         if name not in self.folders:
             return False
         config = self.model.peft_config[self.adapters[name]]
-        return str(config.peft_type).rpartition(".")[2] == "LORA"
+        return str(config.peft_type).rpartition(".")[2] == "LORA" and not config.use_dora
 
     def hear(
         self, name: str, strength: float, sound: Path, language: str | None, progress: Progress

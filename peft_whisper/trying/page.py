@@ -125,7 +125,8 @@ def compared(
     if path is None:
         return wrong("Record something or drop a recording first.")
     sound, language = Path(path), None if spoken == HEARD_FIRST else spoken
-    title = name if strength == 1 or not bench.has_strength(name) else f"{name} at {strength:g}"
+    strength = strength if bench.has_strength(name) else 1.0
+    title = name if strength == 1 else f"{name} at {strength:g}"
     try:
         left, right = (
             bench.hear(one, strength, sound, language, partial(bar, desc=one))
