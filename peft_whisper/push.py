@@ -123,9 +123,9 @@ def show(held: Package, files: Sequence[Outgoing], args: argparse.Namespace) -> 
             style="yellow",
         )
     if not args.yes:
-        text = next(file.source for file in files if file.path == CARD)
-        assert isinstance(text, bytes)
-        console.print(f"\n{CARD}:\n\n{text.decode()}\nNothing was sent. Add --yes to send it.")
+        source = next(file.source for file in files if file.path == CARD)
+        text = (source if isinstance(source, bytes) else source.read_bytes()).decode()
+        console.print(f"\n{CARD}:\n\n{text}\nNothing was sent. Add --yes to send it.")
 
 
 def send(held: Package, files: Sequence[Outgoing], args: argparse.Namespace) -> None:

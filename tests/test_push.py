@@ -413,6 +413,28 @@ def test_without_a_licence_no_sound_is_sent(run_copy: Path, hub: local.Hub) -> N
     assert not [path for path in hub.repos[NAME].head[1] if path.endswith(".flac")]
 
 
+def test_an_adapter_that_was_passed_on_keeps_its_card(
+    run_copy: Path, hub: local.Hub, tmp_path: Path
+) -> None:
+    """As it lies in a repository, one flat folder without the run's log."""
+    push.main([str(run_copy), "--to", NAME, "--yes"])
+    got = huggingface_hub.snapshot_download(NAME, local_dir=tmp_path / "got")
+    other = f"{local.OWNER}/other"
+    push.main([got, "--to", other, "--yes"])
+    first, second = (dict(hub.repos[name].head[1]) for name in (NAME, other))
+    assert second.pop("README.md") == first.pop("README.md")
+    assert {path: first[path] for path in second} == second
+
+
+def test_it_is_public_where_that_is_said(run_copy: Path, hub: local.Hub, capsys) -> None:
+    command = [str(run_copy), "--yes", "--public", "--to"]
+    push.main([*command, NAME])
+    assert not hub.repos[NAME].private
+    hub.repos[NAME].private = True
+    push.main([*command, NAME])
+    assert "was private and stays so" in capsys.readouterr().out
+
+
 def test_a_merged_model_has_a_repository_of_its_own(
     place: Path, hub: local.Hub, tmp_path: Path
 ) -> None:

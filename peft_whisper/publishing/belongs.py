@@ -130,11 +130,11 @@ def package(folder: Path) -> Package:
     if not folder.is_dir():
         raise StateError(f"{folder} is not a folder; give a finished run, or a model's folder")
     inner = next((folder / name for name in TRAINED if (folder / name).is_dir()), None)
-    if inner is None and (folder / "recipe.yaml").is_file() and (folder / "log.jsonl").is_file():
-        raise StateError(f"{folder} is a run without adapter/ or model/: let it finish first")
     held = inner or folder
     names = [path.name for path in _files(held)]
     kind = kind_of(names)
+    if kind is None and {"recipe.yaml", "log.jsonl"} <= set(names):
+        raise StateError(f"{folder} is a run without adapter/ or model/: let it finish first")
     if kind is None:
         raise StateError(
             f"{folder} holds no model: expected a finished run, an adapter (adapter_config.json), "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ def publish(wanted: Wanted, repo: str, public: bool, message: str) -> Published:
         sent, deleted = found.lacks(wanted), found.stale(wanted)
         commit = send(api, repo, found, wanted, message) if sent or deleted else found.commit
     notes = [str(one.message) for one in said if "README" in str(one.message)]
+    if found.private and public:
+        notes.append(f"{repo} was private and stays so; its settings on the Hub change that")
     return Published(commit, sent, deleted, notes)
 
 
@@ -109,7 +112,8 @@ def settle_client() -> None:
 
     set_client_factory(patient)
     logging.set_verbosity_error()  # it would print addresses that are signed
-    disable_progress_bars()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
 
 def look(api: HfApi, repo: str, commit: str | None = None) -> Remote | None:

@@ -62,8 +62,15 @@ def outgoing(held: Package, repo: str, base: str, record: Record | None) -> list
         chosen = samples(record, held.run / "report.html")
         files |= {one.sound.path: one.sound for one in chosen}
         listened = section(chosen, address(repo))
-    files[CARD] = Outgoing(CARD, card(held, repo, base, record, listened).encode("utf-8"))
+    if record is not None or not has_card(held):
+        files[CARD] = Outgoing(CARD, card(held, repo, base, record, listened).encode("utf-8"))
     return [files[name] for name in sorted(files)]
+
+
+def has_card(held: Package) -> bool:
+    """Whether the folder brings a whole card, with scores, as an adapter that is passed on does."""
+    path = held.folder / CARD
+    return path.is_file() and "\nmodel-index:" in path.read_text(encoding="utf-8")
 
 
 def card(
