@@ -24,11 +24,12 @@ class Sample:
     said: str
     base: str
     tuned: str
+    improved: bool  # chosen for that, not for what is still wrong
     sound: Outgoing
 
 
 def samples(record: Record, report: Path) -> list[Sample]:
-    """The most improved test clips and one that is still wrong, with their sound as FLAC."""
+    """The most improved test clips and some that are still wrong, with their sound as FLAC."""
     if not report.is_file():
         return []
     page = report.read_text(encoding="utf-8")
@@ -40,6 +41,7 @@ def samples(record: Record, report: Path) -> list[Sample]:
             row["reference"],
             row["base"],
             row["tuned"],
+            row in improved,
             Outgoing(f"{SAMPLES}{number}.flac", sounds[row["id"]]),
         )
         for number, row in enumerate(chosen, start=1)
@@ -57,7 +59,11 @@ def section(chosen: list[Sample], address: str) -> list[str]:
         for one in chosen
     ]
     head = "| sound | said | base | tuned |\n|---|---|---|---|"
-    about = "Test clips: those that improved most, and one that is still wrong."
+    better = sum(one.improved for one in chosen)
+    about = (
+        f"Test clips: {better} of those that improved most, {len(chosen) - better} of those with "
+    )
+    about += "the most errors."
     return ["## Samples\n", f"{about}\n", head, *rows, ""]
 
 

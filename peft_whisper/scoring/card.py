@@ -175,8 +175,7 @@ def _metric(metrics: dict[str, Any], system: str, name: str, about: dict[str, An
 
 def _purpose(record: Record) -> list[str]:
     data, test = record.recipe["data"], record.environment["data"]["test"]
-    spoken = f" in {data['language']}" if data.get("language") else ""
-    kind = f" ({record.note})" if record.note else ""
+    about = ", ".join(part for part in (data.get("language"), record.note) if part)
     work = "translating into English" if data["task"] == "translate" else "transcribing"
     limits = [f"Scored on {test['clips']} clips ({test['hours']:.2f} h); other speech may differ."]
     if record.one_speaker:
@@ -187,9 +186,9 @@ def _purpose(record: Record) -> list[str]:
     limits.append("Energy and CO2 were not measured.")
     return [
         "## Intended use\n",
-        f"For {work} speech like that which it learned from{spoken}{kind}. A transcript can be "
-        "wrong where it reads well, and say words that nobody said: let a person listen before "
-        "anything is decided by it.\n",
+        f"For {work} speech like that which it learned from{f' ({about})' if about else ''}. A "
+        "transcript can be wrong where it reads well, and say words that nobody said: let a person "
+        "listen before anything is decided by it.\n",
         "## Limits\n",
         *(f"- {limit}" for limit in limits),
         "",

@@ -101,10 +101,13 @@ def _exported(shown: Shown) -> list[str]:
     cpp = f"whisper-cli -m cpp/ggml-model.bin{f' -l {shown.language}' if shown.language else ''}"
     cpp += " -tr" if spoken and shown.task == "translate" else ""
     return [
-        "For faster-whisper, whisper.cpp and openai-whisper, each after its export:\n",
+        "Other programs need it in their own format first:\n",
         _block("bash", export),
+        "Then with faster-whisper:\n",
         _block("python", FASTER.replace("{spoken}", spoken)),
+        "With whisper.cpp (16 kHz WAV):\n",
         _block("bash", f"{cpp} -f talk.wav"),
+        "With openai-whisper:\n",
         _block("python", OPENAI_WHISPER.replace("{spoken}", spoken)),
     ]
 
