@@ -5,8 +5,7 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-studio promises lint bench-speed bench-memory bars clean
-.PHONY: demo test promises lint bench-speed bench-methods bench-memory bars clean
+.PHONY: demo test test-studio promises lint bench-speed bench-methods bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
