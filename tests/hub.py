@@ -49,7 +49,7 @@ class Fault:
     """Request number `at` (and all behind it, if `lasting`) fails `how`.
 
     A number is the status that is answered; "timeout" is no answer, "reset" a connection that is
-    cut; `after`: what was asked has been done all the same.
+    cut, "truncated" half of the answer; `after`: what was asked has been done all the same.
     """
 
     at: int
@@ -122,10 +122,10 @@ class Handler(BaseHTTPRequestHandler):
         except Refused as refused:
             status, made = refused.status, {"error": refused.said}
             if fault and hit:
-                return self.fail(fault)
+                return self.fail(fault, made)
             return self.reply(status, made, {"X-Error-Code": refused.code})
         if fault and hit:
-            return self.fail(fault)
+            return self.fail(fault, made)
         return self.reply(status, made, {})
 
     do_GET = do_POST = do_PUT = do_HEAD = answer
@@ -140,8 +140,15 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return held
 
-    def fail(self, fault: Fault) -> None:
+    def fail(self, fault: Fault, made: Any = b"") -> None:
         self.close_connection = True
+        if fault.how == "truncated":
+            whole = json.dumps(made).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(whole[: len(whole) // 2])
+            return None
         if isinstance(fault.how, int):
             return self.reply(fault.how, {"error": "made to fail"}, {})
         if fault.how == "timeout":

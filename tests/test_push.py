@@ -41,6 +41,7 @@ WAYS = [
     ("timeout", True),
     ("reset", False),
     ("reset", True),
+    ("truncated", True),
 ]
 VERSIONS = ("old", "new")
 PLANTED = "hf_" + "PlantedInAFile0123456789abcdefgh"
@@ -460,7 +461,7 @@ def test_an_exported_model_brings_its_own_page(place: Path, hub: local.Hub, tmp_
     for name in ("config.json", "vocabulary.json", "tokenizer.json", "preprocessor_config.json"):
         (folder / name).write_text("{}", encoding="utf-8")
     trained_on = json.loads((run / "adapter" / "peft_whisper.json").read_text(encoding="utf-8"))
-    facts = {"method": "lora", "base": str(tmp_path), "revision": None, "to": "ctranslate2"}
+    facts = {"method": "lora", "base": str(tmp_path), "revision": None, "name": "trial"}
     facts["fingerprint"] = trained_on["base"]["fingerprint"]
     (folder / "peft_whisper_export.json").write_text(json.dumps(facts), encoding="utf-8")
     page = '---\ntags: [a]\n---\n# trial for X\n\n## Measured\n\nequal\n\nWhisperModel("FOLDER")\n'

@@ -90,8 +90,8 @@ class Package:
 
     @property
     def name(self) -> str:
-        """What the run is called, or else the folder."""
-        return (self.run or self.folder).resolve().name
+        """What the run is called, as far as that is known, or else the folder."""
+        return str(self.facts.get("name") or (self.run or self.folder).resolve().name)
 
     def files(self) -> list[Path]:
         """Those of the folder that belong, in the order of their names."""
@@ -163,7 +163,7 @@ def exported_facts(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         base = {"model": str(found["base"]), "revision": found["revision"]}
         base["fingerprint"] = found["fingerprint"]
-        return {"method": found["method"], "base": base}
+        return {"method": found["method"], "base": base, "name": str(found["name"])}
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path} is damaged ({error}). Export again.") from error
 
