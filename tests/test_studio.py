@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -70,12 +71,28 @@ def bench(place: Path) -> Bench:
 
 @pytest.fixture
 def address(bench: Bench) -> Iterator[str]:
-    """The page, served on a free port while the test runs."""
+    """The page, served on a free port while the test runs; it asks no other host for anything."""
+    went_to.clear()
     page = studio_page.built(bench)
     try:
         yield studio_page.serve(page, None, block=False)
     finally:
         page.close(verbose=False)
+    assert [host for host in went_to if host not in LOOPBACK] == []
+
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost", None)
+went_to: list[object] = []  # every host that this process has looked up or gone to
+
+
+def listen(event: str, arguments: tuple) -> None:
+    if event == "socket.connect" and isinstance(arguments[1], tuple):
+        went_to.append(arguments[1][0])
+    elif event == "socket.getaddrinfo":
+        went_to.append(arguments[0])
+
+
+sys.addaudithook(listen)
 
 
 def words(bench: Bench, name: str, strength: float = 1.0, sound: str = "noise.wav") -> str:
@@ -142,6 +159,8 @@ def test_it_answers_on_loopback_to_loopback_names_alone(address: str, monkeypatc
     for host in others - {"127.0.0.1", "127.0.1.1", "::1"}:
         with pytest.raises(OSError, match=r"refused|unreachable"):
             socket.create_connection((host, port), timeout=5).close()
+    assert set(went_to) - {*LOOPBACK} == {socket.gethostname(), *others} - {*LOOPBACK}
+    went_to.clear()
     with urllib.request.urlopen(address, timeout=30) as answer:
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     asked = urllib.request.Request(address, headers={"Host": "elsewhere.example"})
@@ -214,11 +233,11 @@ def test_in_a_browser(bench: Bench, address: str, tmp_path: Path) -> None:
         tab.until(lambda: "Report of one" in tab.run(FRAME))
         assert tab.run("return document.querySelector('#report iframe').offsetHeight") > 300
         assert tab.run("return window.gone") is None
-        asked = tab.addresses()
+        seen_by_tab = tab.addresses()
         own = (address, address.replace("http", "ws", 1), "data:", f"blob:{address}", "chrome:")
-        assert [one for one in asked if not one.startswith((*own, "about:"))] == []
-        assert any(one.startswith(address) for one in asked)
-    print(f"studio: {len(asked)} addresses asked for, 0 of them elsewhere")
+        assert [one for one in seen_by_tab if not one.startswith((*own, "about:"))] == []
+        assert any(one.startswith(address) for one in seen_by_tab)
+    print(f"studio: {len(seen_by_tab)} addresses asked for, 0 of them elsewhere")
 
 
 OPEN = """[...document.querySelectorAll('button[role=tab]')]

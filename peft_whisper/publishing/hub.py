@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
-TIMEOUT_S = 60.0  # without an answer, or a byte taken; the Hub's client would wait for ever
+TIMEOUT_S = 120.0  # without an answer, or a byte taken; the Hub's client would wait for ever
 MADE_BY_HUB = ".gitattributes"
 AGAIN = "Give the same command again: it goes on from what is there."
 NO_TOKEN = (
