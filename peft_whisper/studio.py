@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_whisper.errors import RecipeError, run
+from peft_whisper.errors import RecipeError, Stopped, run
+from peft_whisper.signals import Stop
 from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -44,23 +46,32 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command until it is interrupted; returns its exit code."""
     args = parser().parse_args(argv)
     check(args)
-    console = Terminal()
+    Stop().listen()  # so that recordings are deleted whatever ends it
     with tempfile.TemporaryDirectory(prefix="peft_whisper-studio-") as kept:
-        os.environ["GRADIO_TEMP_DIR"] = kept  # recordings go with it
-        from peft_whisper.trying.page import HOST, built, serve
-
-        page = built(bench(args))
-        console.print(f"open http://{HOST}:{args.port} in a browser here; Ctrl-C ends it")
-        try:
-            serve(page, args.port, block=True)
-        except OSError as error:
-            raise RecipeError(f"--port: {args.port} can't be opened; give another one") from error
+        os.environ["GRADIO_TEMP_DIR"] = kept
+        open_page(bench(args), args.port)
     return 0
+
+
+def open_page(held: Bench, port: int) -> None:
+    """Serve the page until a signal ends it."""
+    from peft_whisper.trying.page import built, serve
+
+    page = built(held)
+    try:
+        address = serve(page, port)
+        Terminal().print(f"open {address} in a browser here; Ctrl-C ends it")
+        page.block_thread()
+    except Stopped as stop:
+        raise Stopped(stop.signum, "recordings are deleted") from None
+    finally:
+        page.close(verbose=False)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raise RecipeError for what can't work, before anything is loaded."""
     from peft_whisper.systems import trained_in
+    from peft_whisper.trying import HOST
 
     if find_spec("gradio") is None:
         raise RecipeError("gradio is not installed; pip install 'peft-whisper[studio]'")
@@ -71,6 +82,13 @@ def check(args: argparse.Namespace) -> None:
         )
     if not 1 <= args.port <= 65_535:
         raise RecipeError(f"--port: {args.port} is no port; give one from 1024 to 65535")
+    try:
+        with socket.create_server((HOST, args.port)):
+            pass
+    except OSError as error:
+        raise RecipeError(
+            f"--port: {args.port} can't be opened ({error.strerror}); give another one"
+        ) from error
 
 
 def bench(args: argparse.Namespace) -> Bench:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -29,6 +30,7 @@ from peft_whisper.trying import recording
 from peft_whisper.trying.bench import Bench
 from peft_whisper.trying.shown import report, side_by_side
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 REPORT = "<!doctype html><title>r</title><h1>Report of one</h1><script>parent.gone = 1</script>"
 
 
@@ -75,7 +77,7 @@ def address(bench: Bench) -> Iterator[str]:
     went_to.clear()
     page = studio_page.built(bench)
     try:
-        yield studio_page.serve(page, None, block=False)
+        yield studio_page.serve(page, None)
     finally:
         page.close(verbose=False)
     assert [host for host in went_to if host not in LOOPBACK] == []
@@ -173,7 +175,7 @@ def test_an_upload_that_is_too_large_is_refused(bench: Bench, monkeypatch) -> No
     monkeypatch.setattr(studio_page, "MOST_BYTES", 100_000)
     page = studio_page.built(bench)
     try:
-        address = studio_page.serve(page, None, block=False)
+        address = studio_page.serve(page, None)
         for size, expected in ((50_000, 200), (200_000, 413)):
             assert uploaded(address, b"\0" * size) == expected
     finally:
@@ -191,6 +193,34 @@ def uploaded(address: str, content: bytes) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def test_a_taken_port_is_a_sentence(address: str) -> None:
+    with pytest.raises(RecipeError, match=r"--port: \d+ can't be opened"):
+        studio.main(["outputs/one", "--port", address.rstrip("/").rpartition(":")[2]])
+
+
+def test_what_was_recorded_is_gone_when_it_ends(tmp_path: Path) -> None:
+    page = started("7999", tmp_path)
+    assert page.stdout is not None
+    assert "open http://127.0.0.1:7999/" in page.stdout.readline()
+    assert uploaded("http://127.0.0.1:7999/", b"\0" * 1000) == 200
+    (kept,) = tmp_path.glob("peft_whisper-studio-*")
+    assert [path for path in kept.rglob("*") if path.is_file()]
+    page.terminate()
+    assert page.wait(30) == 143
+    assert not kept.exists()
+    assert page.stdout.read() == "\nstopped by SIGTERM; recordings are deleted\n"
+
+
+def started(port: str, temporary: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "peft_whisper.studio", "outputs/one", "--port", port],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize(

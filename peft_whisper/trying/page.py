@@ -20,12 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from peft_whisper.errors import UserError
 from peft_whisper.scoring.side_by_side import rows
 from peft_whisper.systems import BASE
+from peft_whisper.trying import HOST
 from peft_whisper.trying.shown import STYLE, report, side_by_side, spectrogram, wrong
 
 if TYPE_CHECKING:
     from peft_whisper.trying.bench import Bench
 
-HOST = "127.0.0.1"
 MOST_BYTES = 120 * 2**20  # 10 minutes of 48 kHz stereo WAV
 HEARD_FIRST = "as heard"
 # A browser then asks nobody else, whatever the libraries' pages would like.
@@ -147,7 +147,7 @@ def pictured(bench: Bench, path: str | None) -> str:
         return wrong(str(error))
 
 
-def serve(page: gr.Blocks, port: int | None, block: bool) -> str:
+def serve(page: gr.Blocks, port: int | None) -> str:
     """Answer on loopback, and nowhere else; returns the page's address.
 
     `port` None takes a free one. Raises OSError where the port is taken.
@@ -159,7 +159,7 @@ def serve(page: gr.Blocks, port: int | None, block: bool) -> str:
         server_port=port,
         share=False,
         quiet=True,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         max_file_size=MOST_BYTES,
         max_threads=4,
         footer_links=[],
