@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test promises lint bench-speed bench-methods bench-memory bars clean
+.PHONY: demo test test-studio promises lint bench-speed bench-methods bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -16,6 +16,11 @@ test: $(INSTALLED)
 
 promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
 	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises
+
+# Its browser is Debian's: apt-get install chromium chromium-driver. Without one that test is skipped.
+test-studio: $(INSTALLED)  ## the local page, in a headless browser where there is one
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[studio]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rPs tests/test_studio.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
