@@ -75,18 +75,21 @@ def first_line(error: BaseException) -> str:
 # What is quoted from a file must not move the terminal's cursor or change its colours.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+WHOLE = "what was finished is kept, nothing is half-written"
 READER_GONE = 141  # 128 + SIGPIPE
 
 
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130, a signal
-    that was waited for likewise (143 for SIGTERM, as shells report it); a reader
+    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130, SIGTERM
+    likewise and 143, as shells report it; a reader
     that closed our stdout (`| head`) is quiet; a file that can't be read or written is one line
     with its name. Any other exception keeps its traceback.
     """
     code: str | int | None
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # nobody else waits for it, or ignores it
+        signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? and lives
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -116,11 +119,16 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         print(f"\nstopped by {name}; {stop.saved or 'nothing to save yet'}", file=sys.stderr)
         code = 128 + stop.signum
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(f"\ninterrupted; {WHOLE}", file=sys.stderr)
         code = INTERRUPTED
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)
+
+
+def _end(signum: int, _frame: object) -> NoReturn:
+    """Leave through every `finally`, where half made files are deleted."""
+    raise Stopped(signum, WHOLE)
 
 
 def _flush_failed() -> bool:

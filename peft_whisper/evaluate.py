@@ -30,6 +30,7 @@ from peft_whisper.session import (
     write_pages,
     write_scores,
 )
+from peft_whisper.signals import held
 from peft_whisper.terminal import Terminal
 
 TRAINED = ("adapter", "model")
@@ -169,8 +170,9 @@ def again(recipe: Recipe, run: Path, tuned: Path, console: Console) -> None:
         if (run / "metrics.json").is_file():
             shutil.copyfile(run / "metrics.json", staging / "metrics.json")
         score(recipe, tuned, staging, console)
-        for written in WRITTEN:
-            (staging / written).replace(run / written)
+        with held():  # or a signal would leave some of them beside the older others
+            for written in WRITTEN:
+                (staging / written).replace(run / written)
 
 
 def start_folder(source: Path, target: Path, recipe: Recipe) -> None:

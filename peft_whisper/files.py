@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_whisper.errors import RecipeError, StateError
+from peft_whisper.signals import held
 
 MANIFEST = "MANIFEST.json"
 
@@ -28,15 +29,22 @@ def staged_folder(target: Path) -> Iterator[Path]:
         yield staging
         for path in (*staging.rglob("*"), staging):
             _fsync(path)
-        if target.exists():
-            old = _to_trash(target)
-            staging.rename(target)
-            shutil.rmtree(old)
-        else:
-            staging.rename(target)
-        _fsync(target.parent)  # or a power cut could take the new name away
+        with held():
+            _put(staging, target)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with held():  # a scheduler's second signal must not leave half of it
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staging: Path, target: Path) -> None:
+    """Let a finished folder take `target`'s place."""
+    if target.exists():
+        old = _to_trash(target)
+        staging.rename(target)
+        shutil.rmtree(old)
+    else:
+        staging.rename(target)
+    _fsync(target.parent)  # or a power cut could take the new name away
 
 
 def remove_folder(folder: Path) -> None:

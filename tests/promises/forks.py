@@ -1,6 +1,7 @@
 """A process that has imported everything and forks a run for each line of JSON on stdin.
 
-    {"argv": [...], "faults": {...}} -> {"code": ..., "said": ..., "operations": [...]}
+    {"command": "train", "argv": [...], "faults": {...}}
+    -> {"code": ..., "said": ..., "operations": [...]}
 
 So a run starts in no time, and hundreds can be killed. Nothing is computed before: torch's threads
 do not survive a fork. Faults:
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import peft_whisper
-from peft_whisper import errors, train
+from peft_whisper import errors
+from peft_whisper.scoring import listen
 from peft_whisper.training.updater import Updater
 
 OTHERS = (  # what a run imports late
@@ -90,8 +92,9 @@ def poison(update: int, where: str) -> None:
     Updater.step = step  # type: ignore[method-assign]
 
 
-def begin(argv: list[str], faults: dict[str, Any], said: int, told: Path) -> None:
+def begin(order: dict[str, Any], said: int, told: Path) -> None:
     """In the forked process: run, and leave with its code."""
+    faults = order["faults"]
     os.dup2(said, 1)
     os.dup2(said, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -101,12 +104,13 @@ def begin(argv: list[str], faults: dict[str, Any], said: int, told: Path) -> Non
     if "nan" in faults:
         poison(*faults["nan"])
     watch(faults.get("operation"), told)
-    errors.run(lambda _argv: train.main(argv))
+    command = importlib.import_module(f"peft_whisper.{order['command']}")
+    errors.run(lambda _argv: command.main(order["argv"]))
 
 
 def serve(order: dict[str, Any]) -> dict[str, Any]:
     """Run one order to its end."""
-    faults = order.get("faults", {})
+    faults = order["faults"]
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "operations"
         with open(Path(folder) / "said", "w+b") as said:
@@ -114,7 +118,7 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
             child = os.fork()
             if not child:
                 try:
-                    begin(order["argv"], faults, said.fileno(), told)
+                    begin(order, said.fileno(), told)
                 finally:
                     sys.stdout.flush()
                     os._exit(_code())
@@ -148,5 +152,7 @@ def _code() -> int:
 if __name__ == "__main__":
     for module in (*pkgutil.walk_packages(peft_whisper.__path__, "peft_whisper."), *OTHERS):
         importlib.import_module(getattr(module, "name", module))
+    # A model that knows nothing is not let talk for long when it transcribes.
+    listen.WINDOW_TOKENS, listen.LEAST_LOGPROB = 12, -1e9
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)

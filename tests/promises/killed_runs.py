@@ -46,9 +46,13 @@ class Runs:
 
     def __call__(self, name: str, *overrides: str, **faults: Any) -> dict[str, Any]:
         """Start or go on with the run of this name; returns its code, words and operations."""
-        argv = [*ARGUMENTS, f"name={name}", *overrides]
+        return self.command("train", *ARGUMENTS, f"name={name}", *overrides, **faults)
+
+    def command(self, name: str, *argv: str, **faults: Any) -> dict[str, Any]:
+        """Run a command; returns its code, words and operations."""
+        order = {"command": name, "argv": argv, "faults": faults}
         assert self.server.stdin and self.server.stdout
-        self.server.stdin.write(json.dumps({"argv": argv, "faults": faults}) + "\n")
+        self.server.stdin.write(json.dumps(order) + "\n")
         self.server.stdin.flush()
         return json.loads(self.server.stdout.readline())
 
