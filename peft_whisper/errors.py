@@ -88,7 +88,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     with its name. Any other exception keeps its traceback.
     """
     code: str | int | None
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # nobody else waits for it, or ignores it
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # and not ignored
         signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? and lives
         if hasattr(stream, "reconfigure"):

@@ -135,7 +135,7 @@ def check_log(path: Path) -> None:
     for number, line in enumerate(read(path).splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StateError(f"{path}:{number} is not JSON ({error}). {AGAIN}") from error
         if not isinstance(row, dict) or "event" not in row:
             raise StateError(f"{path}:{number} is no event of a run. {AGAIN}")
@@ -145,7 +145,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file of the run; raises StateError where it is missing or holds no object."""
     try:
         found = json.loads(read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested without end
         raise StateError(f"{path} is not JSON ({error}). {AGAIN}") from error
     if not isinstance(found, dict):
         raise StateError(f"{path} holds no JSON object. {AGAIN}")

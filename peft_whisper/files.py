@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from peft_whisper.errors import RecipeError, StateError
@@ -78,11 +78,13 @@ def sealed_with(folder: Path) -> dict[str, Any]:
     """What MANIFEST.json says of `folder`; raises StateError where it says nothing."""
     try:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for one in facts["files"].values():
+        for name, one in facts["files"].items():
             one["bytes"], one["sha256"]
+            if not (path := PurePath(name)).parts or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"it names {name!r}, which is no file of the folder")
     except FileNotFoundError as error:
         raise StateError(f"{folder} has no {MANIFEST}: it was not written to the end") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(f"{folder / MANIFEST} is damaged: {error}") from error
     return facts
 

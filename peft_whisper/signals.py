@@ -30,8 +30,8 @@ def held() -> Iterator[None]:
     try:
         yield
     finally:
-        for signum, handler in before:
-            signal.signal(signum, handler)
+        for one, handler in before:
+            signal.signal(one, handler)
     for signum in heard:
         signal.raise_signal(signum)
 

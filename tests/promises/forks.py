@@ -1,6 +1,6 @@
 """A process that has imported everything and forks a run for each line of JSON on stdin.
 
-    {"command": "train", "argv": [...], "faults": {...}}
+    {"command": "peft_whisper.train", "argv": [...], "faults": {...}}
     -> {"code": ..., "said": ..., "operations": [...]}
 
 So a run starts in no time, and hundreds can be killed. Nothing is computed before: torch's threads
@@ -9,6 +9,8 @@ do not survive a fork. Faults:
   signal: [N, S]  send signal N after S seconds
   bytes: B        no file may grow beyond B bytes (RLIMIT_FSIZE)
   nan: [U, WHERE] at update U, make the loss or a gradient NaN
+  reads: [F, ...] no fault: `operations` are then the files opened that lie in none of these
+                  folders, Python's own or this repository's
 """
 
 from __future__ import annotations
@@ -68,6 +70,21 @@ def watch(die_at: int | None, told: Path) -> None:
     sys.addaudithook(hook)
 
 
+def watch_reads(folders: list[str], told: Path) -> None:
+    """Write down each file opened outside of `folders`."""
+    own = [sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2]), "/proc", "/sys"]
+    inside = tuple(os.path.realpath(one) for one in (*folders, *own))
+
+    def hook(event: str, given: tuple) -> None:
+        if event == "open" and isinstance(given[0], str | bytes | os.PathLike):
+            path = os.path.realpath(os.fsdecode(given[0]))
+            if not path.startswith(inside) and path != str(told):
+                with open(told, "a", encoding="utf-8") as file:
+                    file.write(path + "\n")
+
+    sys.addaudithook(hook)
+
+
 def poison(update: int, where: str) -> None:
     """Make the loss or one gradient of `update` NaN."""
     stepped, count = Updater.step, 0
@@ -103,8 +120,12 @@ def begin(order: dict[str, Any], said: int, told: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults["bytes"], resource.RLIM_INFINITY))
     if "nan" in faults:
         poison(*faults["nan"])
-    watch(faults.get("operation"), told)
-    command = importlib.import_module(f"peft_whisper.{order['command']}")
+    if "reads" in faults:
+        watch_reads(faults["reads"], told)
+    else:
+        watch(faults.get("operation"), told)
+    sys.path.insert(0, "")  # as `python -m` has it
+    command = importlib.import_module(order["command"])
     errors.run(lambda _argv: command.main(order["argv"]))
 
 
@@ -126,13 +147,14 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
                 time.sleep(faults["signal"][1])
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, faults["signal"][0])
-            _, status = os.waitpid(child, 0)
+            _, status, used = os.wait4(child, 0)
             said.seek(0)
             words = said.read().decode()
         operations = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     return {
         "code": os.waitstatus_to_exitcode(status),
         "seconds": time.monotonic() - began,
+        "processor_s": used.ru_utime + used.ru_stime,
         "said": words,
         "operations": operations,
     }

@@ -46,7 +46,7 @@ class Runs:
 
     def __call__(self, name: str, *overrides: str, **faults: Any) -> dict[str, Any]:
         """Start or go on with the run of this name; returns its code, words and operations."""
-        return self.command("train", *ARGUMENTS, f"name={name}", *overrides, **faults)
+        return self.command("peft_whisper.train", *ARGUMENTS, f"name={name}", *overrides, **faults)
 
     def command(self, name: str, *argv: str, **faults: Any) -> dict[str, Any]:
         """Run a command; returns its code, words and operations."""

@@ -36,12 +36,10 @@ def forget(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_signal_leaves_the_whole_or_nothing(
-    name: str, runs: Runs, whole: dict[str, Any]
-) -> None:
+def test_a_signal_leaves_the_whole_or_nothing(name: str, runs: Runs, whole: dict[str, Any]) -> None:
     words, at_once = COMMANDS[name]
     made = runs.place / "made"
-    undisturbed = runs.command(name, *words)
+    undisturbed = runs.command(f"peft_whisper.{name}", *words)
     assert undisturbed["code"] == 0, undisturbed["said"]
     expected = contents(made)
     assert expected
@@ -50,7 +48,7 @@ def test_a_signal_leaves_the_whole_or_nothing(
     while stopped < count:
         signum = (signal.SIGTERM, signal.SIGINT)[stopped % 2]
         moment = float(draw.uniform(0, undisturbed["seconds"]))
-        done = runs.command(name, *words, signal=[signum, moment])
+        done = runs.command(f"peft_whisper.{name}", *words, signal=[signum, moment])
         found = contents(made)
         assert found.items() <= expected.items()
         assert found in ({}, expected) or not at_once
@@ -62,7 +60,7 @@ def test_a_signal_leaves_the_whole_or_nothing(
         elif found:  # it was over before
             assert found == expected
         if not at_once:  # it goes on where it was
-            again = runs.command(name, *words)
+            again = runs.command(f"peft_whisper.{name}", *words)
             assert again["code"] in (0, 4) and contents(made) == expected, again["said"]
         forget(made)
     print(
@@ -76,7 +74,7 @@ def test_scores_are_replaced_together(runs: Runs, whole: dict[str, Any]) -> None
     shutil.copytree(runs.folder("whole"), runs.place / "outputs" / "copy")
     copy = runs.folder("copy")
     before = contents(copy)
-    done = runs.command("evaluate", "outputs/copy")
+    done = runs.command("peft_whisper.evaluate", "outputs/copy")
     assert done["code"] == 0, done["said"]
     after = contents(copy)
     assert after != before
@@ -85,7 +83,9 @@ def test_scores_are_replaced_together(runs: Runs, whole: dict[str, Any]) -> None
         runs.forget("copy")
         shutil.copytree(runs.folder("whole"), copy)
         moment = float(draw.uniform(0, done["seconds"]))
-        code = runs.command("evaluate", "outputs/copy", signal=[signal.SIGTERM, moment])["code"]
+        code = runs.command(
+            "peft_whisper.evaluate", "outputs/copy", signal=[signal.SIGTERM, moment]
+        )["code"]
         assert code in (0, 143)
         assert contents(copy) in (before, after)
         stopped += code == 143
