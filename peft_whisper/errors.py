@@ -9,8 +9,11 @@ import select
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
+
+from peft_whisper.masking import masked
 
 
 class UserError(Exception):
@@ -85,7 +88,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130, SIGTERM
     likewise and 143, as shells report it; a reader
     that closed our stdout (`| head`) is quiet; a file that can't be read or written is one line
-    with its name. Any other exception keeps its traceback.
+    with its name. Any other exception keeps its traceback. Tokens and passwords are masked.
     """
     code: str | int | None
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # and not ignored
@@ -98,7 +101,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     except SystemExit as end:  # of argparse, after --help
         code = end.code
     except UserError as error:
-        print(_CONTROLS.sub("?", str(error)), file=sys.stderr)
+        print(masked(_CONTROLS.sub("?", str(error))), file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         if not (_flush_failed() or _reader_is_gone()):
@@ -112,7 +115,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         full = is_disk_full(error)
         if error.filename is None and not full:
             raise
-        print(f"{error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(masked(f"{error.filename or 'a file'}: {error.strerror}"), file=sys.stderr)
         code = NoRoomError.exit_code if full else RecipeError.exit_code
     except Stopped as stop:
         name = signal.Signals(stop.signum).name
@@ -121,6 +124,9 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"\ninterrupted; {WHOLE}", file=sys.stderr)
         code = INTERRUPTED
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+        code = 1
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)

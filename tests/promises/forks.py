@@ -9,6 +9,8 @@ do not survive a fork. Faults:
   signal: [N, S]  send signal N after S seconds
   bytes: B        no file may grow beyond B bytes (RLIMIT_FSIZE)
   nan: [U, WHERE] at update U, make the loss or a gradient NaN
+  environ: {...}  set in the environment
+  fault: K        a fault of ours: RuntimeError at the K-th change of a file below outputs/
   reads: [F, ...] no fault: `operations` are then the files opened that lie in none of these
                   folders, Python's own or this repository's
 """
@@ -46,8 +48,8 @@ OTHERS = (  # what a run imports late
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
 
 
-def watch(die_at: int | None, told: Path) -> None:
-    """Write down each change of a file below outputs/, and die before the chosen one."""
+def watch(die_at: int | None, fault_at: int | None, told: Path) -> None:
+    """Write down each change of a file below outputs/, and die or raise before the chosen one."""
     count = 0
     here = str(Path("outputs").resolve())
 
@@ -64,6 +66,8 @@ def watch(die_at: int | None, told: Path) -> None:
         count += 1
         if count == die_at:
             os._exit(137)
+        if count == fault_at:
+            raise RuntimeError(f"injected, with {dict(os.environ)}")
         with open(told, "a", encoding="utf-8") as file:
             file.write(f"{event} {os.path.relpath(path, here)}\n")
 
@@ -118,12 +122,13 @@ def begin(order: dict[str, Any], said: int, told: Path) -> None:
     if "bytes" in faults:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults["bytes"], resource.RLIM_INFINITY))
+    os.environ.update(faults.get("environ", {}))
     if "nan" in faults:
         poison(*faults["nan"])
     if "reads" in faults:
         watch_reads(faults["reads"], told)
     else:
-        watch(faults.get("operation"), told)
+        watch(faults.get("operation"), faults.get("fault"), told)
     sys.path.insert(0, "")  # as `python -m` has it
     command = importlib.import_module(order["command"])
     errors.run(lambda _argv: command.main(order["argv"]))

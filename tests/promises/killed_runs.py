@@ -29,6 +29,7 @@ class Runs:
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(place / "hub"),
         }
         self.server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forks.py"))],
