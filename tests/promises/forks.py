@@ -7,6 +7,7 @@ So a run starts in no time, and hundreds can be killed. Nothing is computed befo
 do not survive a fork. Faults:
   operation: K    die, as by SIGKILL, before the K-th change of a file below outputs/ (from 1)
   signal: [N, S]  send signal N after S seconds
+  within: [N, K]  send itself signal N at the K-th change
   bytes: B        no file may grow beyond B bytes (RLIMIT_FSIZE)
   nan: [U, WHERE] at update U, make the loss or a gradient NaN
   environ: {...}  set in the environment
@@ -48,9 +49,10 @@ OTHERS = (  # what a run imports late
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
 
 
-def watch(die_at: int | None, fault_at: int | None, told: Path) -> None:
-    """Write down each change of a file below outputs/, and die or raise before the chosen one."""
+def watch(faults: dict[str, Any], told: Path) -> None:
+    """Write down each change of a file below outputs/; before the chosen one, what was ordered."""
     count = 0
+    signum, signal_at = faults.get("within", (0, None))
     here = str(Path("outputs").resolve())
 
     def hook(event: str, given: tuple) -> None:
@@ -64,9 +66,11 @@ def watch(die_at: int | None, fault_at: int | None, told: Path) -> None:
         if not changes or not os.path.abspath(path).startswith(here):
             return
         count += 1
-        if count == die_at:
+        if count == faults.get("operation"):
             os._exit(137)
-        if count == fault_at:
+        if count == signal_at:
+            os.kill(os.getpid(), signum)
+        if count == faults.get("fault"):
             raise RuntimeError(f"injected, with {dict(os.environ)}")
         with open(told, "a", encoding="utf-8") as file:
             file.write(f"{event} {os.path.relpath(path, here)}\n")
@@ -128,7 +132,7 @@ def begin(order: dict[str, Any], said: int, told: Path) -> None:
     if "reads" in faults:
         watch_reads(faults["reads"], told)
     else:
-        watch(faults.get("operation"), faults.get("fault"), told)
+        watch(faults, told)
     sys.path.insert(0, "")  # as `python -m` has it
     command = importlib.import_module(order["command"])
     errors.run(lambda _argv: command.main(order["argv"]))
