@@ -13,6 +13,9 @@ from typing import Any
 from test_train import REPOSITORY
 
 ARGUMENTS = ("tiny.yaml", "training.updates=6", "evaluation.every=2", "checkpoints.keep_last=2")
+ARGUMENTS += ("adapter.dropout=0.1",)  # drawn anew in each update, and after a kill the same
+ARGUMENTS += ("data.validation.limit=3", "data.test.limit=2", "training.batch=2")  # for many runs
+ARGUMENTS += ("evaluation.max_tokens=4", "evaluation.bootstrap=10")
 FULL = "PROMISES" in os.environ  # `make promises`: every count as promised
 
 

@@ -22,7 +22,7 @@ CALLS = {
     "os.system",
     "os.popen",
 }
-WITHOUT_WEIGHTS = {  # whose from_pretrained reads JSON and text; PeftModel's folder is checked before
+WITHOUT_WEIGHTS = {  # they read JSON and text; the folder of a PeftModel is checked before
     "WhisperConfig",
     "WhisperTokenizer",
     "GenerationConfig",
