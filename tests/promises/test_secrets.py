@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -29,10 +30,10 @@ ADDRESS = f"https://me:{LOGIN}@hub.invalid/owner/data"
 # What is done with all of that about; the last of each is whether it must go well.
 COMMANDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "train": ((*ARGUMENTS, "name=told", "track=tensorboard"), True),
-    "evaluate": (("outputs/told", "--into", "made/scores"), True),
-    "explore": (("tiny.yaml", "--into", "made/look.html"), True),
-    "merge": (("outputs/told/adapter", "--into", "made/merged"), True),
-    "transcribe": (("outputs/told/adapter", "25.wav", "--to", "made/texts", "--compare"), True),
+    "evaluate": (("outputs/told", "--into", "told/scores"), True),
+    "explore": (("tiny.yaml", "--into", "told/look.html"), True),
+    "merge": (("outputs/told/adapter", "--into", "told/merged"), True),
+    "transcribe": (("outputs/told/adapter", "25.wav", "--to", "told/texts", "--compare"), True),
     "plan": (("tiny.yaml", "--card", "8"), True),
     "train, a token in an override": (("tiny.yaml", f"hub_token={OTHER_HUB}"), False),
     "train, a token as a value": (("tiny.yaml", f"seed={OTHER_HUB}"), False),
@@ -42,7 +43,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "train, a recipe with a token": (("told.yaml",), False),
     "train, a recipe of a token's name": ((f"{OTHER_HUB}.yaml",), False),
     "merge, a base with a password": (
-        ("outputs/told/adapter", "--into", "made/m", "--base", ADDRESS),
+        ("outputs/told/adapter", "--into", "told/m", "--base", ADDRESS),
         False,
     ),
     "transcribe, an address": ((ADDRESS, "25.wav"), False),
@@ -71,7 +72,7 @@ def files(place: Path, known: set[Path]) -> list[Path]:
 
 
 @pytest.fixture
-def planted(runs: Runs) -> set[Path]:
+def planted(runs: Runs) -> Iterator[set[Path]]:
     """Secrets where users have them; all files that were there before."""
     home = runs.place / "home"
     home.mkdir()
@@ -80,7 +81,10 @@ def planted(runs: Runs) -> set[Path]:
     (home / ".netrc").write_text(f"machine api.wandb.ai login user password {WEIGHTS_AND_BIASES}")
     recipe = (runs.place / "tiny.yaml").read_text(encoding="utf-8")
     (runs.place / "told.yaml").write_text(f"{recipe}hub_token: {OTHER_HUB}\noutput: {ADDRESS}\n")
-    return {one for one in runs.place.rglob("*") if one.is_file()}
+    yield {one for one in runs.place.rglob("*") if one.is_file()}
+    (runs.place / "hub" / "token").unlink()
+    for path in (home, runs.place / "told", runs.folder("told"), *runs.place.glob("outputs/bro*")):
+        shutil.rmtree(path)  # what other tests would find
 
 
 def test_the_scan_finds_what_is_there() -> None:
@@ -106,7 +110,7 @@ def test_no_secret_is_written_or_printed(runs: Runs, planted: set[Path]) -> None
         said, done = said + len(ended["said"]), done + 1
     for number in range(20 if FULL else 1):
         at = 11 + 6 * number
-        broken = runs("broken", "checkpoints.minutes=0.0001", environ=environ, fault=at)
+        broken = runs(f"broken{number}", "checkpoints.minutes=0.0001", environ=environ, fault=at)
         assert broken["code"] == 1 and "RuntimeError: injected" in broken["said"]
         assert "HTTPS_PROXY" in broken["said"] and not hits(broken["said"].encode())
         said, done = said + len(broken["said"]), done + 1
