@@ -27,6 +27,7 @@ OF_THE_ENVIRONMENT = [value for name, value in ENVIRONMENT.items() if name != "H
 SECRETS = tuple(dict.fromkeys([*OF_THE_ENVIRONMENT, PASSWORD, OTHER_HUB, LOGIN]))
 ADDRESS = f"https://me:{LOGIN}@hub.invalid/owner/data"
 
+NO_RECIPE = "train, a token for a recipe"
 # What is done with all of that about; the last of each is whether it must go well.
 COMMANDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "train": ((*ARGUMENTS, "name=told", "track=tensorboard"), True),
@@ -41,7 +42,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "train, an address with a password": (("tiny.yaml", f"data.train.hub={ADDRESS}"), False),
     "train, a base with a password": (("tiny.yaml", f"base.model={ADDRESS}"), False),
     "train, a recipe with a token": (("told.yaml",), False),
-    "train, a recipe of a token's name": ((f"{OTHER_HUB}.yaml",), False),
+    NO_RECIPE: ((f"{OTHER_HUB}.yaml",), False),
     "merge, a base with a password": (
         ("outputs/told/adapter", "--into", "told/m", "--base", ADDRESS),
         False,
@@ -107,6 +108,8 @@ def test_no_secret_is_written_or_printed(runs: Runs, planted: set[Path]) -> None
         assert (ended["code"] == 0) is goes_well, (name, ended["said"])
         assert "Traceback" not in ended["said"], ended["said"]
         assert not hits(ended["said"].encode()), (name, ended["said"])
+        in_recipe = name.startswith("train,") and name != NO_RECIPE
+        assert ("holds a token or a password" in ended["said"]) is in_recipe
         said, done = said + len(ended["said"]), done + 1
     for number in range(20 if FULL else 1):
         at = 11 + 6 * number
