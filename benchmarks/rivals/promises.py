@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +169,12 @@ def ask(count: int) -> None:
         rival("again")
         assert rival.outcome("again") == bits, "two undisturbed runs differ"
         seconds = whole["seconds"]
-        for line in (
-            kills(rival, whole, bits, count),
-            flips(rival, bits, count),
-            terms(rival, seconds, bits, count),
-            terms(rival, seconds, bits, count, "--jit"),
-            poison(rival),
-        ):
-            print(line, flush=True)
+        say = partial(print, flush=True)
+        say(kills(rival, whole, bits, count))
+        say(flips(rival, bits, count))
+        say(terms(rival, seconds, bits, count))
+        say(terms(rival, seconds, bits, count, "--jit"))
+        say(poison(rival))
         rival.runs.server.kill()
         rival.runs.server.wait()
 
