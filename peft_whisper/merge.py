@@ -84,7 +84,10 @@ def merge(adapter: Path, base: Base, target: Path) -> float:
         whole.save_pretrained(staging)
         copy_processor(base, staging)
         write_json(staging / "peft_whisper.json", read_facts(adapter) | {"method": "merged"})
-        saved = WhisperForConditionalGeneration.from_pretrained(staging).eval()
+        read: Any = WhisperForConditionalGeneration.from_pretrained(
+            staging, use_safetensors=True, trust_remote_code=False
+        )
+        saved = read.eval()
         difference = float((probe(saved, base) - before).abs().max())
         if not difference <= LARGEST_DIFFERENCE:
             raise StateError(
