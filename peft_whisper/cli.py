@@ -18,7 +18,8 @@ COMMANDS = {  # each is also `python -m peft_whisper.COMMAND`
     "train": "fine-tune Whisper as a recipe says, and score it",
     "evaluate": "score a finished run again, or on other speech",
     "transcribe": "write down what recordings of any length say",
-    "merge": "fold an adapter into its base",
+    "merge": "fold an adapter, or several, into their base",
+    "export": "write a model for faster-whisper, whisper.cpp or openai-whisper",
 }
 OWN = {
     "recipes": "list the recipes that ship, or copy one",
