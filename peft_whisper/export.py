@@ -118,7 +118,7 @@ def whole_model(
     """
     from peft_whisper.merging.fold import Mixture, merge
     from peft_whisper.model.find import base_of
-    from peft_whisper.model.trained import read_facts
+    from peft_whisper.model.trained import is_adapter, read_facts
     from peft_whisper.run_folder import recipe_of
     from peft_whisper.systems import trained_in
 
@@ -133,7 +133,7 @@ def whole_model(
     told = origin(
         run_name(trained, recipe), facts["method"], of["model"], of["fingerprint"], of["revision"]
     )
-    if facts["method"] != "lora":
+    if not is_adapter(facts):
         if base_at is not None:
             raise RecipeError(f"--base: {name} has weights of its own and needs no base")
         yield found(str(trained)), told, recipe

@@ -106,8 +106,10 @@ def mixture_of(args: argparse.Namespace) -> Mixture:
 
     count = len(args.adapter)
     weights = tuple(args.weights) if args.weights else (1.0 / count,) * count
-    if len(weights) != count:
-        raise RecipeError(f"--weights: {len(weights)} for {count} adapters; give one for each")
+    if len(weights) != count or (args.weights and count == 1):
+        raise RecipeError(
+            f"--weights: {len(weights)} for {count} adapters; give each of several one"
+        )
     if not 0 < args.density <= 1:
         raise RecipeError(f"--density: {args.density:g}; give a share above 0, at most 1")
     for strength in (args.strength, *(args.sweep or ())):

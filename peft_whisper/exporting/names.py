@@ -58,8 +58,8 @@ def tensors(model: Base) -> Iterator[tuple[str, torch.Tensor]]:
 def dimensions(model: Base) -> dict[str, int]:
     """The sizes that OpenAI's ModelDimensions holds, in its order.
 
-    Raises StateError where the vocabulary is not one of OpenAI's: those programs derive the ids of
-    their special tokens from its size.
+    Raises StateError where the vocabulary is not one of OpenAI's, from whose size those programs
+    derive their special tokens, or where the feed-forward layers are not four times as wide.
     """
     sizes = model.config()
     if sizes.vocab_size not in VOCABULARIES:
@@ -67,6 +67,11 @@ def dimensions(model: Base) -> dict[str, int]:
         raise StateError(
             f"{model.public_name} has {sizes.vocab_size} tokens, and this program knows OpenAI's "
             f"vocabularies only: {known}. Export to ctranslate2, which takes any."
+        )
+    if {sizes.encoder_ffn_dim, sizes.decoder_ffn_dim} != {4 * sizes.d_model}:
+        raise StateError(
+            f"{model.public_name} has feed-forward layers {sizes.encoder_ffn_dim} wide, and this "
+            f"program expects 4 x {sizes.d_model}. Export to ctranslate2, which takes any."
         )
     return {
         "n_mels": sizes.num_mel_bins,

@@ -75,12 +75,8 @@ def _front_matter(facts: dict[str, Any]) -> str:
 
 def _origin(facts: dict[str, Any]) -> str:
     revision = f" at {facts['revision']}" if facts["revision"] else ""
-    of = {
-        "lora": "an adapter merged into {base}",
-        "merged": "an adapter merged into {base}",
-        "none": "a full fine-tune of {base}",
-        "base": "{base}, not tuned",
-    }[facts["method"]]
+    kinds = {"none": "a full fine-tune of {base}", "base": "{base}, not tuned"}
+    of = kinds.get(facts["method"], "an adapter merged into {base}")
     whole = of.format(base=facts["base"] + revision)
     return f"{whole[0].upper()}{whole[1:]} (base fingerprint {facts['fingerprint'][:23]}...)."
 

@@ -38,6 +38,11 @@ class Mixture:
     density: float = 0.5
     strength: float = 1.0
 
+    @property
+    def plain(self) -> bool:
+        """One adapter as it was trained."""
+        return len(self.adapters) == 1 and self.strength == 1
+
     def facts(self) -> dict[str, Any]:
         """What the merged model's peft_whisper.json says of it."""
         told: dict[str, Any] = {"strength": self.strength}
@@ -87,7 +92,8 @@ def merge(mixture: Mixture, base: Base, target: Path, dtype: str = "float32") ->
 def attached(mixture: Mixture, base: Base) -> Any:
     """The base in fp32 with the adapters on it, one of them active: the mixture at full strength.
 
-    Raises StateError where an adapter is damaged, is of another base, or can't be combined.
+    Raises StateError where an adapter is damaged, is of another base, or can't be combined or
+    weakened as asked.
     """
     import torch
 
@@ -95,12 +101,18 @@ def attached(mixture: Mixture, base: Base) -> Any:
     from peft_whisper.model.trained import check_trained, load_tuned, read_facts
 
     for folder in mixture.adapters:
-        check_trained(folder, read_facts(folder), base.fingerprint)
+        facts = read_facts(folder)
+        check_trained(folder, facts, base.fingerprint)
+        if facts["method"] != "lora" and not mixture.plain:
+            raise StateError(
+                f"{folder} was trained by {facts['method']}, which is no sum with the base: it can "
+                "be merged as it is, but not combined or given a strength"
+            )
     model: Any = base.load("float32")
     names = [f"adapter{number}" for number in range(len(mixture.adapters))]
     for name, folder in zip(names, mixture.adapters, strict=True):
         model = load_tuned(model, base.fingerprint, folder, name)
-    if len(names) == 1 and mixture.weights == (1.0,):
+    if len(names) == 1:
         return model.eval()
     torch.manual_seed(0)  # DARE drops weights at random
     try:
@@ -126,6 +138,9 @@ def at_strength(tuned: Any, strength: float) -> Iterator[None]:
     """Multiply what the adapter adds by `strength`: 0 is the base, 1 the adapter as trained."""
     from peft.helpers import rescale_adapter_scale
 
+    if strength == 1:  # also for what is no LoRA and knows no scale
+        yield
+        return
     with rescale_adapter_scale(tuned, strength):
         yield
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,8 @@ def score(
     """
     from peft_whisper.model.adapters import merged
 
-    model = attached(mixture, base)
+    # Of the lowest, so that what knows no strength is refused before the work.
+    model = attached(replace(mixture, strength=min(strengths)), base)
     rows = []
     total = len(strengths) * (len(tuned.clips) + len(general.clips))
     with progress(console, "decoding", total) as task:
