@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test promises lint bench-speed bench-memory bars clean
+.PHONY: demo test test-export promises lint bench-speed bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -13,6 +13,10 @@ demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, a
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Its figures: real weights, speech and programs, the shipped adapter scored again.
+test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
+	$(BIN)/python -m pytest -rP tests/exports/real_exports.py
 
 promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
 	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises
@@ -33,10 +37,10 @@ bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own
 bars: $(INSTALLED)  ## what `make demo` must have reached, checked on outputs/demo_cpu
 	$(BIN)/python benchmarks/demo_bars.py outputs/demo_cpu
 
-# openai-whisper is there for its tokenizer, which the label tests ask; the rest of it is not needed.
+# openai-whisper is asked by the label and export tests; on its own it would fetch triton too.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,export]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openai-whisper
 	touch $@
 

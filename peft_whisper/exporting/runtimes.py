@@ -139,7 +139,7 @@ RUNTIMES = {
     "openai": Runtime(
         "openai-whisper",
         "whisper",
-        "pip install 'peft-whisper[export]'",
+        "pip install openai-whisper",
         ("float16", "float32"),
         openai.write_openai,
         openai_whisper,
