@@ -16,7 +16,7 @@ test: $(INSTALLED)
 
 # Its figures: real weights, speech and programs, the shipped adapter scored again.
 test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
-	$(BIN)/python -m pytest -rP tests/exports/real_exports.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rP tests/exports/real_exports.py
 
 promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
 	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises

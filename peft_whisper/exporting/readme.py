@@ -104,7 +104,7 @@ def _figures(facts: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(
         f"\nOn {first['clips']} clips ({facts['speech']}), each padded with silence to 30 s, "
-        "greedily and without timestamps, on a CPU: a sample, so its WER is rougher than the "
+        "greedily in one pass, without timestamps, on a CPU: a sample, so its WER is rougher than the "
         "model's own score.\n"
     )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,16 @@ ONE_PASS: dict[str, Any] = {
 }
 
 
+def threads() -> int:
+    """As many as torch would take: OMP_NUM_THREADS, or a core each."""
+    return int(os.environ.get("OMP_NUM_THREADS") or cores())
+
+
 def faster_whisper(folder: Path, waves: Waves, languages: Languages, task: str) -> list[str]:
     """What faster-whisper hears with the CTranslate2 model in `folder`."""
     from faster_whisper import WhisperModel
 
-    model = WhisperModel(str(folder), device="cpu", cpu_threads=cores(), local_files_only=True)
+    model = WhisperModel(str(folder), device="cpu", cpu_threads=threads(), local_files_only=True)
     texts = []
     for wave, language in zip(waves, languages, strict=True):
         segments, _ = model.transcribe(
@@ -78,7 +84,7 @@ def whisper_cpp(folder: Path, waves: Waves, languages: Languages, task: str) -> 
         str(folder / ggml.FILE),
         redirect_whispercpp_logs_to=None,
         context_params={"use_gpu": False},
-        n_threads=cores(),
+        n_threads=threads(),
         translate=task == "translate",
         no_timestamps=True,
         single_segment=True,
