@@ -104,8 +104,8 @@ def _figures(facts: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines.append(
         f"\nOn {first['clips']} clips ({facts['speech']}), each padded with silence to 30 s, "
-        "greedily in one pass, without timestamps, on a CPU: a sample, so its WER is rougher than the "
-        "model's own score.\n"
+        "greedily in one pass, without timestamps, on a CPU: a sample, so its WER is rougher than "
+        "the model's own score.\n"
     )
     return "\n".join(lines)
 
