@@ -7,7 +7,7 @@ PROMISED := tests/promises $(MUTATED)
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-studio promises promises-rivals mutants lint bench-speed bench-methods \
+.PHONY: demo test test-export test-studio promises promises-rivals mutants lint bench-speed bench-methods \
 	bench-memory bench-saves bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
@@ -35,6 +35,10 @@ test-studio: $(INSTALLED)  ## the local page, in a headless browser where there 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[studio]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rPs tests/test_studio.py
 
+# Its figures: real weights, speech and programs, the shipped adapter scored again.
+test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rP tests/exports/real_exports.py
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,10 +60,10 @@ bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own
 bars: $(INSTALLED)  ## what `make demo` must have reached, checked on outputs/demo_cpu
 	$(BIN)/python benchmarks/demo_bars.py outputs/demo_cpu
 
-# openai-whisper is there for its tokenizer, which the label tests ask; the rest of it is not needed.
+# openai-whisper is asked by the label and export tests; on its own it would fetch triton too.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev,export]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openai-whisper
 	touch $@
 

@@ -1,113 +1,156 @@
-"""Fold an adapter into its base: one plain Whisper that needs no peft.
+"""Fold adapters into their base: one plain Whisper that needs no peft.
 
 python -m peft_whisper.merge outputs/demo_cpu/adapter --into merged/
+python -m peft_whisper.merge outputs/a outputs/b --weights 0.7 0.3 --into merged/
+python -m peft_whisper.merge outputs/a --sweep --general clean.jsonl --into strengths/
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from peft_whisper.errors import StateError, run
-from peft_whisper.files import check_new_folder, staged_folder, write_json
+from peft_whisper.errors import RecipeError, run
+from peft_whisper.files import check_new_folder
 from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
-    import torch
-
+    from peft_whisper.merging.fold import Mixture
     from peft_whisper.model.base import Base
 
-# Folding reorders fp32 sums; beyond this the merged model is not the adapter's.
-LARGEST_DIFFERENCE = 1e-2
+METHODS = ("linear", "ties", "dare_linear", "dare_ties")
+DTYPES = ("float32", "bfloat16", "float16")
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+MOST_STRENGTH = 2.0
+SWEPT = 120  # clips of each kind at most
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="peft_whisper.merge",
-        description="Fold a LoRA adapter into the base it was trained on, in fp32 and from the "
+        description="Fold LoRA adapters into the base they were trained on, in fp32 and from the "
         "base's own unquantised weights. The logits of adapter and merged model are compared "
         "before anything is kept.",
-        epilog="The result loads with WhisperForConditionalGeneration.from_pretrained(INTO).",
+        epilog="The result loads with WhisperForConditionalGeneration.from_pretrained(INTO). With "
+        "--sweep INTO gets strengths.json and strengths.png instead.",
     )
-    made.add_argument("adapter", type=Path, help="the adapter/ folder of a run")
+    made.add_argument("adapter", type=Path, nargs="+", help="a run, or its adapter/ folder")
     made.add_argument("--into", type=Path, required=True, help="folder to write; must be new")
     made.add_argument(
         "--base",
         metavar="MODEL",
         help="Hub id or folder of the base where it has moved; its fingerprint must be the same",
     )
+    made.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="type written (default: float32)"
+    )
+    made.add_argument(
+        "--strength",
+        type=float,
+        default=1.0,
+        help="share of what was learnt: 0 is the base, 1 the adapter (default: 1)",
+    )
+    several = made.add_argument_group("several adapters of one base")
+    several.add_argument(
+        "--weights", type=float, nargs="+", help="of each adapter (default: equal, 1 together)"
+    )
+    several.add_argument(
+        "--method",
+        choices=METHODS,
+        default="linear",
+        help="linear: the weighted sum; ties, dare_linear, dare_ties: peft's (default: linear)",
+    )
+    several.add_argument(
+        "--density", type=float, default=0.5, help="share that ties and dare keep (default: 0.5)"
+    )
+    trying = made.add_argument_group("trying strengths")
+    trying.add_argument(
+        "--sweep",
+        type=float,
+        nargs="*",
+        metavar="STRENGTH",
+        help=f"score these instead of merging (default: {' '.join(map(str, STRENGTHS))})",
+    )
+    trying.add_argument(
+        "--clips", type=Path, help="the tuned speech (default: the first run's test split)"
+    )
+    trying.add_argument("--general", type=Path, help="other speech, which must not be forgotten")
+    trying.add_argument("--count", type=int, default=SWEPT, help=f"clips at most ({SWEPT})")
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    from peft_whisper.merging.fold import merge
     from peft_whisper.model.find import base_of
     from peft_whisper.model.trained import read_facts
 
     args = parser().parse_args(argv)
-    facts = read_facts(args.adapter)
-    if facts["method"] == "none":
-        raise StateError(f"{args.adapter} holds a full model: there is no adapter to merge.")
-    if facts["method"] == "merged":
-        raise StateError(f"{args.adapter} is already merged: it loads as a plain Whisper.")
+    mixture = mixture_of(args)
     check_new_folder(args.into)
-    base = base_of(facts, args.base)
-    difference = merge(args.adapter, base, args.into)
+    base = base_of(read_facts(mixture.adapters[0]), args.base)
+    if args.sweep is not None:
+        return sweep(args, mixture, base)
+    difference = merge(mixture, base, args.into, args.dtype)
     Terminal().print(
-        f"merged into {args.into} (fp32): logits differ from the adapter's by at most "
+        f"merged into {args.into} ({args.dtype}): logits differ from the adapter's by at most "
         f"{difference:.2e}, base fingerprint {base.fingerprint[:19]}... as trained on"
     )
     return 0
 
 
-def merge(adapter: Path, base: Base, target: Path) -> float:
-    """Write the merged model to `target`; returns the largest difference of its logits.
+def mixture_of(args: argparse.Namespace) -> Mixture:
+    """What is to be merged; raises RecipeError for numbers that make no sense."""
+    from peft_whisper.merging.fold import Mixture, paths
 
-    Raises StateError where the base is another one, where weights are not finite, or where the
-    saved model's logits are not the adapter's; `target` is then not written.
-    """
-    from transformers import WhisperForConditionalGeneration
-
-    from peft_whisper.model.base import quiet_transformers
-    from peft_whisper.model.trained import check_trained, load_tuned, read_facts
-    from peft_whisper.training.checkpoint import copy_processor
-
-    check_trained(adapter, read_facts(adapter), base.fingerprint)
-    tuned = load_tuned(base.load("float32"), base.fingerprint, adapter).eval()
-    before = probe(tuned, base)
-    whole = tuned.merge_and_unload()
-    broken = [name for name, p in whole.named_parameters() if not p.isfinite().all()]
-    if broken:
-        raise StateError(f"{adapter}: weights are not finite after merging: {broken[:5]}")
-    with staged_folder(target) as staging, quiet_transformers():
-        whole.save_pretrained(staging)
-        copy_processor(base, staging)
-        write_json(staging / "peft_whisper.json", read_facts(adapter) | {"method": "merged"})
-        read: Any = WhisperForConditionalGeneration.from_pretrained(
-            staging, use_safetensors=True, trust_remote_code=False
+    count = len(args.adapter)
+    weights = tuple(args.weights) if args.weights else (1.0 / count,) * count
+    if len(weights) != count or (args.weights and count == 1):
+        raise RecipeError(
+            f"--weights: {len(weights)} for {count} adapters; give each of several one"
         )
-        saved = read.eval()
-        difference = float((probe(saved, base) - before).abs().max())
-        if not difference <= LARGEST_DIFFERENCE:
-            raise StateError(
-                f"logits of the merged model differ from the adapter's by {difference:.3g}, more "
-                f"than {LARGEST_DIFFERENCE}; nothing was written"
-            )
-    return difference
+    if not 0 < args.density <= 1:
+        raise RecipeError(f"--density: {args.density:g}; give a share above 0, at most 1")
+    for strength in (args.strength, *(args.sweep or ())):
+        if not 0 <= strength <= MOST_STRENGTH:
+            raise RecipeError(f"--strength: {strength:g}; give 0 (the base) to {MOST_STRENGTH:g}")
+    return Mixture(paths(args.adapter), weights, args.method, args.density, args.strength)
 
 
-def probe(model: Any, base: Base) -> torch.Tensor:
-    """Logits (2, 8, vocabulary) on two seconds-long noises, the same for every model."""
-    import torch
+def sweep(args: argparse.Namespace, mixture: Mixture, base: Base) -> int:
+    """Score the mixture at several strengths, on the tuned speech and on other speech."""
+    from peft_whisper.merging.strengths import score, write
+    from peft_whisper.run_folder import recipe_of
+    from peft_whisper.scoring.sample import sample
 
-    config = base.config()
-    noise = torch.Generator().manual_seed(1)
-    frames = 2 * config.max_source_positions
-    mel = torch.randn(2, config.num_mel_bins, frames, generator=noise)
-    tokens = torch.randint(config.vocab_size, (2, 8), generator=noise)
-    with torch.inference_mode():
-        return model(input_features=mel, decoder_input_ids=tokens).logits
+    if args.general is None:
+        raise RecipeError("--sweep: give other speech with --general, which must not be forgotten")
+    recipe = recipe_of(mixture.adapters[0])
+    data = recipe.data if recipe else None
+    rule = recipe.evaluation.normalizer if recipe else None
+    language = data.language if data else None
+    console = Terminal()
+    tuned = sample(base, data, rule, args.clips, language, args.count)
+    general = sample(base, data, rule, args.general, language, args.count)
+    strengths = sorted(set(args.sweep or STRENGTHS))
+    rows = score(mixture, base, strengths, tuned, general, console)
+    write(args.into, rows, tuned, general)
+    for line in said(rows):
+        console.print(line)
+    console.print(f"written: {args.into / 'strengths.png'}")
+    return 0
+
+
+def said(rows: list[dict[str, float]]) -> list[str]:
+    """A line for each strength, and which is best by the mean of both rates."""
+    lines = [
+        f"strength {row['strength']:.2f}: WER {100 * row['tuned']:.1f} % on the tuned speech, "
+        f"{100 * row['general']:.1f} % on the other"
+        for row in rows
+    ]
+    best = min(rows, key=lambda row: row["tuned"] + row["general"])
+    return [*lines, f"the mean of both is lowest at {best['strength']:.2f}"]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_whisper.errors import RecipeError, StateError
 from peft_whisper.files import write_jsonl
 from peft_whisper.recipe import Recipe, leaves, settings
+from peft_whisper.recipe_yaml import load_recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from peft_whisper.terminal import Task
 
+TRAINED = ("adapter", "model")  # what a run's folder holds of it
 # What a run leaves that was stopped before its first checkpoint: nothing of it is lost work.
 BEFORE_TRAINING = {"recipe.yaml", "rejected.jsonl", "environment.json", "log.jsonl"}
 
@@ -38,6 +40,15 @@ def lock(folder: Path) -> None:
         raise StateError(
             f"another run is writing to {folder}: wait for it, or add name=another"
         ) from error
+
+
+def recipe_of(trained: Path) -> Recipe | None:
+    """The recipe of the run that `trained` is the adapter/ or model/ of; None for other folders.
+
+    Raises RecipeError where it is damaged.
+    """
+    path = trained.resolve().parent / "recipe.yaml"
+    return load_recipe(path) if trained.resolve().name in TRAINED and path.is_file() else None
 
 
 def is_finished(folder: Path) -> bool:

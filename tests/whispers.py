@@ -84,7 +84,9 @@ def _last_merge(ranks: dict[bytes, int], piece: bytes) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def config(n_mels: int = 80, vocabulary: int = 51_864, layers: int = 2) -> WhisperConfig:
+def config(
+    n_mels: int = 80, vocabulary: int = 51_864, layers: int = 2, feed: int = 32
+) -> WhisperConfig:
     """Sizes of a Whisper that is 16 wide; everything else is as in the real ones."""
     end = 50_256 if vocabulary == VOCABULARIES[".en"] else 50_257
     return WhisperConfig(
@@ -95,8 +97,8 @@ def config(n_mels: int = 80, vocabulary: int = 51_864, layers: int = 2) -> Whisp
         decoder_layers=layers,
         encoder_attention_heads=2,
         decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
+        encoder_ffn_dim=feed,
+        decoder_ffn_dim=feed,
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
@@ -118,9 +120,9 @@ def model(sizes: WhisperConfig, seed: int = 1) -> WhisperForConditionalGeneratio
     return made.requires_grad_(False).eval()
 
 
-def save_base(folder: Path, kind: str, n_mels: int, seed: int = 1) -> Path:
+def save_base(folder: Path, kind: str, n_mels: int, seed: int = 1, feed: int = 32) -> Path:
     """Write a whole base to `folder`: random weights, real vocabulary and processor."""
-    sizes = config(n_mels, VOCABULARIES[kind])
+    sizes = config(n_mels, VOCABULARIES[kind], feed=feed)
     made = model(sizes, seed)
     made.generation_config = GenerationConfig(
         suppress_tokens=[1, 2, 7],

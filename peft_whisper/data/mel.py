@@ -18,7 +18,8 @@ QUIETEST = 1e-10  # power; what is below counts as this
 
 
 @cache
-def _filters(n_mels: int) -> torch.Tensor:
+def filters(n_mels: int) -> torch.Tensor:
+    """Weights of each mel band, float32 (n_mels, 201 bins of the spectrum)."""
     import torch
     from transformers.audio_utils import mel_filter_bank
 
@@ -57,7 +58,7 @@ def log_power(waves: torch.Tensor, n_mels: int) -> torch.Tensor:
     window = torch.hann_window(N_FFT, device=waves.device)
     stft = torch.stft(waves, N_FFT, HOP, window=window, return_complex=True)
     power = stft[..., :-1].abs().square()
-    mel = _filters(n_mels).to(waves.device) @ power
+    mel = filters(n_mels).to(waves.device) @ power
     return mel.clamp(min=QUIETEST).log10()
 
 

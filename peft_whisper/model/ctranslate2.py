@@ -23,7 +23,7 @@ DTYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
 
 def read_variables(path: Path) -> dict[str, np.ndarray]:
-    """Read every variable of the file by its CTranslate2 name.
+    """Read every variable of the file by its CTranslate2 name, and by its other names.
 
     Raises StateError where the file is not a whole CTranslate2 Whisper.
     """
@@ -36,8 +36,9 @@ def read_variables(path: Path) -> dict[str, np.ndarray]:
                     f"{BINARY_VERSION}, found {name!r} of version {version}"
                 )
             variables = dict(_variable(file) for _ in range(_number(file, "I")))
-            for _ in range(2 * _number(file, "I")):
-                _string(file)  # an alias and the variable it stands for: tied weights
+            for _ in range(_number(file, "I")):  # tied weights, and tensors that are equal
+                alias, name = _string(file), _string(file)
+                variables[alias] = variables[name]
             return variables
     except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
         raise StateError(f"{path.name}: not a whole CTranslate2 file: {error}") from error

@@ -84,6 +84,7 @@ class Bench:
 
     @contextmanager
     def _ready(self, name: str, strength: float) -> Iterator[tuple[Base, Any]]:
+        from peft_whisper.merging.fold import at_strength
         from peft_whisper.model.adapters import merged
         from peft_whisper.model.encoder import whisper_of
 
@@ -100,18 +101,6 @@ class Bench:
                 yield self.base, whisper_of(self.model)
         else:
             raise StateError(f"nothing here is called {name}; there are {', '.join(self.names)}")
-
-
-@contextmanager
-def at_strength(tuned: Any, strength: float) -> Iterator[None]:
-    """Multiply what the active adapter adds by `strength`."""
-    from peft.helpers import rescale_adapter_scale
-
-    if strength == 1:
-        yield
-        return
-    with rescale_adapter_scale(tuned, strength):
-        yield
 
 
 def _transcribed(

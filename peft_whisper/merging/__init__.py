@@ -1,0 +1,1 @@
+"""Adapters folded into their base: one or several, at any strength."""
