@@ -103,7 +103,7 @@ def attached(mixture: Mixture, base: Base) -> Any:
     for folder in mixture.adapters:
         facts = read_facts(folder)
         check_trained(folder, facts, base.fingerprint)
-        if facts["method"] != "lora" and not mixture.plain:
+        if facts["method"] not in ("lora", "adalora") and not mixture.plain:  # both saved as LoRA
             raise StateError(
                 f"{folder} was trained by {facts['method']}, which is no sum with the base: it can "
                 "be merged as it is, but not combined or given a strength"
