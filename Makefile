@@ -5,14 +5,14 @@ INSTALLED := .venv/.installed
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-export promises lint bench-speed bench-memory bars clean
+.PHONY: demo test test-export test-studio promises lint bench-speed bench-methods bench-memory bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
 	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
 
 # Its figures: real weights, speech and programs, the shipped adapter scored again.
 test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
@@ -20,6 +20,11 @@ test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, op
 
 promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
 	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises
+
+# Its browser is Debian's: apt-get install chromium chromium-driver. Without one that test is skipped.
+test-studio: $(INSTALLED)  ## the local page, in a headless browser where there is one
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[studio]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rPs tests/test_studio.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -30,6 +35,11 @@ lint: $(INSTALLED)
 bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and PEFT, in turns, with WER
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/speed.py
+
+bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; ended at any point it goes on
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 \
+		--card a10 --card h100 --card-base openai/whisper-large-v3
 
 bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 25 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py

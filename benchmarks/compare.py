@@ -19,11 +19,11 @@ from pathlib import Path
 
 from comparing.methods import make_methods
 from comparing.page import write_page
-from comparing.planned import OUTPUT, Budget, Run, plan_runs
+from comparing.planned import OUTPUT, Budget, Run, plan_runs, speech_of
 from comparing.results import Facts, comparable, read_kept
 from comparing.sitting import General, clock, left_s, missing, sit
 from comparing.table import show, write_readme
-from comparing.tracing import trace
+from comparing.tracing import Place, trace
 from rich.console import Console
 
 from peft_whisper.environment import machine_name
@@ -51,8 +51,18 @@ def parser() -> argparse.ArgumentParser:
         help="recipes and sweep files, and key.sub=value: changes to all",
     )
     made.add_argument("--seeds", type=int, default=1, help="runs of each (default: %(default)s)")
+    made.add_argument(
+        "--on",
+        type=Path,
+        metavar="RECIPE",
+        help="train all on this one's base and speech, and judge them as it does: "
+        "--on recipes/demo_cpu.yaml",
+    )
     budget = made.add_mutually_exclusive_group()
     budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
+    budget.add_argument(
+        "--clips", type=int, help="heard by every run, in as many updates as its batches make"
+    )
     budget.add_argument(
         "--minutes", type=float, help="of training in every run, evaluation left out"
     )
@@ -66,7 +76,17 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="each recipe also by Seq2SeqTrainer and PEFT, as a rival",
     )
-    made.add_argument("--card", help="also trace what each recipe takes of this card, e.g. a10")
+    made.add_argument(
+        "--card",
+        action="append",
+        default=[],
+        help="also trace what each recipe takes of this card, e.g. a10; may be given again",
+    )
+    made.add_argument(
+        "--card-base",
+        metavar="MODEL",
+        help="with --card: of this base instead of the recipes' own, e.g. openai/whisper-large-v3",
+    )
     made.add_argument(
         "--general",
         type=Path,
@@ -86,17 +106,19 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Make what is missing, then the table, the README and the page; returns the exit code."""
     args = parser().parse_intermixed_args(argv)
-    for name in ("seeds", "updates"):
+    for name in ("seeds", "updates", "clips"):
         if (count := getattr(args, name)) is not None and count < 1:
             raise RecipeError(f"--{name}: found {count}, expected 1 or more")
     if args.minutes is not None and not 0 < args.minutes < inf:
         raise RecipeError(f"--minutes: found {args.minutes:g}, expected more than 0")
-    card = find_card(args.card) if args.card else None
+    places = [Place(find_card(card), args.card_base) for card in args.card]
     if args.rival and args.minutes:
         raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
+    if args.on:
+        args.recipes = [*speech_of(args.on), *args.recipes]
     if args.quick:
         args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
-    budget = Budget(args.updates, args.minutes)
+    budget = Budget(args.updates, args.clips, args.minutes)
     runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
     speech = general_speech(args.general, runs)
     into = args.into or RESULTS / machine_name() / ("quick" if args.quick else "compare")
@@ -110,13 +132,13 @@ def main(argv: list[str] | None = None) -> int:
     alone()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress as well
     sit(runs, kept.results, into, speech, console)
-    if card is not None:
-        trace(runs, kept.results, into, card, console)
+    for place in places:
+        trace(runs, kept.results, into, place, console)
     shown, left_out = comparable(list(kept.results.values()), runs)
     methods = make_methods(shown, list(dict.fromkeys(one.method for one in runs)))
-    show(methods, card, left_out, console)
-    write_readme(into, methods, card, left_out)
-    console.print(f"page: {write_page(into, methods, card, left_out)}")
+    show(methods, places, left_out, console)
+    write_readme(into, methods, places, left_out)
+    console.print(f"page: {write_page(into, methods, places, left_out)}")
     return 0
 
 

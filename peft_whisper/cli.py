@@ -20,6 +20,8 @@ COMMANDS = {  # each is also `python -m peft_whisper.COMMAND`
     "transcribe": "write down what recordings of any length say",
     "merge": "fold an adapter, or several, into their base",
     "export": "write a model for faster-whisper, whisper.cpp or openai-whisper",
+    "studio": "try adapters by voice on a local page",
+    "push": "publish an adapter or a model in a repository of the Hub",
 }
 OWN = {
     "recipes": "list the recipes that ship, or copy one",

@@ -15,16 +15,8 @@ from pydantic import Field, model_validator
 
 from peft_whisper.languages import UNSPACED_LANGUAGES
 from peft_whisper.recipe_rules import WITHOUT, contradictions
-from peft_whisper.recipe_sections import (
-    Adapter,
-    Base,
-    Checkpoints,
-    Context,
-    Data,
-    Evaluation,
-    Section,
-    Training,
-)
+from peft_whisper.recipe_sections import Adapter, Base, Checkpoints, Context, Evaluation, Training
+from peft_whisper.recipe_speech import Data, Section
 
 
 class Recipe(Section):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from peft_whisper.languages import Language
+from peft_whisper.recipe_speech import LICENCE, Section
 
 MODULES = ("q", "k", "v", "out", "fc1", "fc2")
 MAX_POSITIONS = 1500  # encoder positions in 30 s, 20 ms each
@@ -45,18 +45,15 @@ _RECOMPUTE = r"^(none|cheap|all|auto|[1-9][0-9]?/[1-9][0-9]?)$"
 _LAYER_EXAMPLES = ["all", "none", "top 8", "0-7"]
 
 
-class Section(BaseModel):
-    """A frozen part of a recipe that knows no other keys than its own."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
 class Base(Section):
     """The pretrained Whisper to start from."""
 
     model: str = Field(min_length=1, description="Hub id or local folder of the Whisper to tune.")
     revision: str | None = Field(
         None, min_length=1, description="Commit or tag of the Hub model; pins what is downloaded."
+    )
+    license: str | None = Field(
+        None, pattern=LICENCE, description="Its licence as the Hub spells it; stands in the card."
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
@@ -66,76 +63,6 @@ class Base(Section):
         None,
         description="Hold the frozen linear layers in 8 or 4 bits (bitsandbytes): a half or a "
         "quarter of bfloat16's memory, slower; adapters only.",
-    )
-
-
-class Columns(Section):
-    """What the source calls its columns."""
-
-    audio: str = Field("audio", min_length=1, description="Column with the sound.")
-    text: str = Field("text", min_length=1, description="Column with the transcript.")
-
-
-class Source(Section):
-    """A split's speech, from exactly one of hub, folder, manifest, parquet and from_train."""
-
-    hub: str | None = Field(None, min_length=1, description="Hub data set id.")
-    folder: str | None = Field(
-        None, min_length=1, description="Folder with audio files and metadata.csv or .jsonl."
-    )
-    manifest: str | None = Field(
-        None, min_length=1, description="JSONL or CSV file: audio, text, optional start, end, ..."
-    )
-    parquet: str | None = Field(None, min_length=1, description="Parquet file or folder of them.")
-    from_train: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="Share of the train source's transcripts held out; larger tests more surely.",
-    )
-    config: str | None = Field(None, min_length=1, description="Configuration of the Hub data set.")
-    split: str = Field("train", min_length=1, description="Split of the Hub data set to read.")
-    revision: str | None = Field(None, min_length=1, description="Commit of the Hub data set.")
-    streaming: bool = Field(
-        False, description="Read the Hub data set without downloading all of it first."
-    )
-    limit: int | None = Field(None, ge=1, description="Read at most this many rows; for trials.")
-    columns: Columns = Field(Columns(), description="Names of the source's columns.")
-
-
-class Data(Section):
-    """The speech, and how its rows become labels."""
-
-    train: Source = Field(description="What the model learns from.")
-    validation: Source = Field(description="What chooses the best checkpoint.")
-    test: Source = Field(description="What the final scores are read on, once.")
-    language: Language | None = Field(
-        None, description="Whisper code of the speech where a row names none, for instance en."
-    )
-    task: Literal["transcribe", "translate"] = Field(
-        "transcribe", description="Write in the language spoken, or in English."
-    )
-    timestamps: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Share of training rows labelled with timestamps; above 0 keeps them alive.",
-    )
-    channel: Literal["mean", "first", "loudest"] = Field(
-        "mean", description="What to make of several channels."
-    )
-    max_rejected: int | None = Field(
-        None,
-        ge=0,
-        description="More bad clips than this stop the run; null: 0 for local data, any for a Hub.",
-    )
-    note: str | None = Field(
-        None,
-        min_length=1,
-        description="Said beside every result, for instance: simulated throat microphone.",
-    )
-    workers: int = Field(
-        0, ge=0, le=256, description="Loader processes; more feed a fast card, each costs memory."
     )
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from peft_whisper.session import Session
 
 # Keys that may change between one part of a run and the next: they decide nothing that is learned.
-FREE = ("track", "checkpoints", "data.workers", "data.note")
+FREE = (
+    *("track", "checkpoints", "data.workers", "data.note"),
+    *("base.license", "data.license", "data.attribution"),
+)
 
 
 def resumable(

@@ -48,18 +48,18 @@ class Systems:
 
         model: Any = None
         if self.base is not None:
-            model = self.base.load("float32", device=_device())
+            model = self.base.load("float32", device=device())
         if self.base is not None and self.compared:
-            yield BASE, _decoder(self.base, model, channel)
+            yield BASE, decoder_of(self.base, model, channel)
         if self.whole is not None:
             name, held = self.whole
-            yield name, _decoder(held, held.load("float32", device=_device()), channel)
+            yield name, decoder_of(held, held.load("float32", device=device()), channel)
         for number, (name, folder) in enumerate(self.adapters):
             assert self.base is not None
             model = load_tuned(model, self.base.fingerprint, folder, f"adapter{number}")
-            model.to(_device()).eval()
+            model.to(device()).eval()
             with merged(model):
-                yield name, _decoder(self.base, whisper_of(model), channel)
+                yield name, decoder_of(self.base, whisper_of(model), channel)
 
 
 def find_systems(
@@ -142,13 +142,15 @@ def _distinct(systems: Systems) -> Systems:
     return systems
 
 
-def _device() -> str:
+def device() -> str:
+    """Where recordings are heard."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _decoder(base: Base, whisper: Any, channel: str) -> Decoder:
+def decoder_of(base: Base, whisper: Any, channel: str) -> Decoder:
+    """Decodes recordings with a loaded model, by the vocabulary and rules of `base`."""
     import torch
 
     from peft_whisper.data.labels import Labels
@@ -163,5 +165,5 @@ def _decoder(base: Base, whisper: Any, channel: str) -> Decoder:
         channel=channel,
         batch=BATCH,
         max_tokens=None,
-        autocast=torch.float16 if _device() == "cuda" else None,
+        autocast=torch.float16 if device() == "cuda" else None,
     )

@@ -54,6 +54,7 @@ def result(
             **{"updates": 46, "clips_per_s": speed / 2, "audio_s_per_s": speed, "seconds": 300.0},
             **{"peak_bytes": int(peak_gib * 2**30), "peak_kind": "resident, measured"},
         },
+        "decoding": {"clips_per_s": 12.5},
         "best": {"update": 46, "metric": "mer", "value": 0.2, "training_s": 240.0},
         "curve": [
             {"update": at, "wer": 1.0 - at / 60, "mer": 0.5, "loss": None} for at in (0, 23, 46)

@@ -25,7 +25,7 @@ from peft_whisper.data.audit import (
 )
 from peft_whisper.data.corpus import Row, read_rows
 from peft_whisper.errors import DataError
-from peft_whisper.recipe_sections import Source
+from peft_whisper.recipe_speech import Source
 
 RATE = 16_000
 

@@ -16,11 +16,12 @@ from compare import QUICK
 from comparing.methods import compared as pair
 from comparing.methods import make_methods
 from comparing.page import write_page
-from comparing.planned import Budget, plan_runs
+from comparing.planned import Budget, plan_runs, speech_of
 from comparing.processes import ending
 from comparing.results import comparable, read_kept, write_result
 from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
 from comparing.table import show, write_readme
+from comparing.tracing import Place
 from rich.console import Console
 
 from peft_whisper.errors import RecipeError
@@ -165,7 +166,17 @@ def test_variants_are_called_as_they_say(here: Path) -> None:
 def test_the_methods_that_ship_can_be_planned_on_the_demo(monkeypatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     runs = plan_runs(["benchmarks/methods.yaml", *QUICK], 1, Budget(updates=8))
-    assert len(runs) == len({run.method for run in runs}) == 14
+    assert len(runs) == len({run.method for run in runs}) == 15
+    assert [run.label for run in runs if run.rival] == ["LoRA by Seq2SeqTrainer and PEFT"]
+
+
+def test_recipes_of_other_speech_can_be_compared_on_one(here: Path) -> None:
+    other = RECIPE.replace("test.jsonl", "other.jsonl").replace("model: base", "model: large")
+    other = other.replace("rank: 4", "rank: 8")
+    Path("other.yaml").write_text(other.replace("updates: 4", "updates: 9"), encoding="utf-8")
+    runs = plan_runs([*speech_of(Path("a.yaml")), "a.yaml", "other.yaml"], 1, Budget())
+    assert runs[0].held_equal == runs[1].held_equal
+    assert runs[1].recipe.base.model == "base" and runs[1].recipe.training.updates == 4
 
 
 def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
@@ -192,6 +203,7 @@ def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
         (["unknown.yaml"], Budget(), r"adapter.rnak"),
         (["both.yaml"], Budget(), r"both.yaml: variants stand alone; found \['seed=1'\]"),
         (["list.yaml"], Budget(), r"list.yaml:3: variants: expected names"),
+        (["rival.yaml"], Budget(), r"rival.yaml:2: one: rival: found perhaps"),
         (["word.yaml"], Budget(), r"word.yaml:2: one: expected {key.sub: value}"),
         (["again.yaml"], Budget(), r"again.yaml:4: one: this name is given twice"),
     ],
@@ -213,6 +225,7 @@ def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget
         ("unknown", "adapter.rnak: [4, 8]"),
         ("both", "seed: [1]\nvariants: {one: {}}"),
         ("list", "variants:\n  [1, 2]"),
+        ("rival", "variants: {one: {rival: perhaps}}"),
         ("word", "variants: {one: two}"),
         ("again", "variants:\n  one: {}\n  one: {}"),
     ):
@@ -225,6 +238,14 @@ def test_the_budget_can_be_made_equal_for_all(here: Path) -> None:
     Path("d.yaml").write_text(RECIPE.replace("updates: 4", "updates: 9"), encoding="utf-8")
     runs = plan_runs(["b.yaml", "d.yaml"], 1, Budget(updates=5))
     assert {run.recipe.training.updates for run in runs} == {5}
+
+
+def test_clips_heard_make_updates_by_the_batch_of_each_recipe(here: Path) -> None:
+    batches = "recipe: a.yaml\ntraining.batch: [2, 8]\n"
+    Path("batches.yaml").write_text(batches, encoding="utf-8")
+    runs = plan_runs(["batches.yaml"], 1, Budget(clips=64))
+    assert [run.recipe.training.updates for run in runs] == [32, 8]
+    assert all(run.held_equal["budget.clips"] == 64 for run in runs)
 
 
 def test_half_written_and_foreign_files_are_named_and_not_counted(tmp_path: Path) -> None:
@@ -319,7 +340,7 @@ def test_the_page_shows_every_run_and_fetches_nothing(results, tmp_path: Path, m
     report.parent.mkdir(parents=True)
     report.write_text("a report", encoding="utf-8")
     methods = make_methods(results, ["small"])
-    html = write_page(Path("results"), methods, None, ["one note"]).read_text(encoding="utf-8")
+    html = write_page(Path("results"), methods, [], ["one note"]).read_text(encoding="utf-8")
     page = Page(html)
     assert [tag for tag, _ in page.tags].count("svg") == 6  # three pictures, wide and narrow
     reports = {
@@ -349,7 +370,7 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium here")
-    page = write_page(tmp_path, make_methods(results, []), None, [])
+    page = write_page(tmp_path, make_methods(results, []), [], [])
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'own'}")
     shown = subprocess.run(
         [browser, *flags, "--dump-dom", page.as_uri()],
@@ -359,16 +380,16 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
         timeout=120,
     )
     heads = re.findall(r"<th [^>]*>", shown.stdout)
-    assert len(heads) == 17
+    assert len(heads) == 18
     assert all('tabindex="0"' in head for head in heads)  # the policy lets this script run
 
 
 def test_terminal_and_readme_say_the_same_of_every_method(results, tmp_path: Path, capsys) -> None:
     methods = make_methods(results, [])
-    show(methods, None, [], Console(width=80, soft_wrap=False))
+    show(methods, [], [], Console(width=80, soft_wrap=False))
     printed = capsys.readouterr().out
     table = printed[: printed.index("base, not trained")]
-    write_readme(tmp_path, methods, None, [])
+    write_readme(tmp_path, methods, [], [])
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     for method in methods:
         wer = f"{100 * method.wer.value:.1f}"
@@ -383,7 +404,7 @@ def test_what_was_traced_for_a_card_stands_beside_what_was_measured(results, cap
     found = {"reserved_bytes": 19 * 2**30, "fits": True}
     results[0]["traced"]["a10"] = found
     results[3]["traced"]["a10"] = found | {"fits": False}
-    show(make_methods(results, []), find_card("a10"), [], Console(width=80))
+    show(make_methods(results, []), [Place(find_card("a10"))], [], Console(width=80))
     printed = capsys.readouterr().out
     assert re.search(r"1 small .* 1\.00 +19\.0 ", printed)
     assert re.search(r"2 large .* 3\.00 +19\.0, too large ", printed)

@@ -154,9 +154,9 @@ def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, caps
     assert kept.problems == ()
     (method,) = make_methods(list(kept.results.values()), [])
     assert method.wer.value == kept.results[run.key]["measured"]["scores"]["tuned"]["wer"]
-    show([method], None, [], Console(width=80))
+    show([method], [], [], Console(width=80))
     assert "rival" in capsys.readouterr().out
-    assert write_page(Path("results"), [method], None, []).is_file()
+    assert write_page(Path("results"), [method], [], []).is_file()
 
 
 def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, monkeypatch) -> None:

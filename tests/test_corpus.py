@@ -20,7 +20,7 @@ from peft_whisper.data.audio import AudioError, AudioRef, load_wave
 from peft_whisper.data.corpus import Ids, Row, read_rows
 from peft_whisper.data.tables import Spool
 from peft_whisper.errors import DataError, NoRoomError
-from peft_whisper.recipe_sections import Source
+from peft_whisper.recipe_speech import Source
 
 DECOMPOSED = "Ge\u0301nie, A\u030angstro\u0308m, \u1100\u1161"  # NFD: letter, then its mark
 WORDS = {

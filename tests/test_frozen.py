@@ -28,7 +28,8 @@ from peft_whisper.data.labels import Labels
 from peft_whisper.errors import NoRoomError
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable
 from peft_whisper.model.encoder import whisper_of
-from peft_whisper.recipe_sections import Data, Source, Training
+from peft_whisper.recipe_sections import Training
+from peft_whisper.recipe_speech import Data, Source
 from peft_whisper.training import frozen
 from peft_whisper.training.frozen import heard_pairs, micro_batches, run_frozen_layers
 from peft_whisper.training.stream import Course, stream_updates

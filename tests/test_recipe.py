@@ -63,6 +63,7 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
     "base": {
         "model": "openai/whisper-tiny",
         "revision": "main",
+        "license": "apache-2.0",
         "dtype": "bfloat16",
         "quantize": "nf4",
     },
@@ -76,6 +77,8 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
         "channel": "first",
         "max_rejected": "3",
         "note": "read aloud",
+        "license": "cc-by-4.0",
+        "attribution": "read by many",
         "workers": "2",
     },
     "adapter": {

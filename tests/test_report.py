@@ -41,8 +41,7 @@ def sound(clip: str) -> np.ndarray:
     return 0.1 * np.sin(np.arange(8000) * 0.05 * (1 + ord(clip) % 7)).astype(np.float32)
 
 
-@pytest.fixture
-def scored(tmp_path: Path) -> Path:
+def record(folder: Path) -> Path:
     """A run's records, as train leaves them, with real counts of made-up transcripts."""
     clean = normalizer("english")
     systems = {"base": 1, "tuned": 2, "base_full_context": 1, "tuned_full_context": 2}
@@ -85,13 +84,18 @@ def scored(tmp_path: Path) -> Path:
         rates["loss"] = 2.1 - 0.3 * update
         events.append({"event": "validation", "update": update, "best": True} | rates)
         events.append({"event": "train", "update": update + 1, "loss": 2.0 - 0.3 * update})
-    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-    (tmp_path / "environment.json").write_text(json.dumps(facts), encoding="utf-8")
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     for name, listed in (("predictions", rows), ("log", events)):
         text = "".join(json.dumps(row) + "\n" for row in listed)
-        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    return tmp_path
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    return record(tmp_path)
 
 
 class Page(HTMLParser):

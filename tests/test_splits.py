@@ -24,7 +24,7 @@ from peft_whisper.data.splits import (
     transcript_key,
 )
 from peft_whisper.errors import DataError
-from peft_whisper.recipe_sections import Data
+from peft_whisper.recipe_speech import Data
 
 CUT = {"validation": {"from_train": 0.2}, "test": {"from_train": 0.3}}
 

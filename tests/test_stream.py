@@ -20,7 +20,7 @@ from peft_whisper.data.audit import Clip
 from peft_whisper.data.batches import Batch, Context, Layout
 from peft_whisper.data.labels import Labels
 from peft_whisper.errors import DataError, NoRoomError
-from peft_whisper.recipe_sections import Data, Source
+from peft_whisper.recipe_speech import Data, Source
 from peft_whisper.training.stream import Course, living_loaders, stream_updates
 from tests.whispers import VOCABULARIES, tokenizer
 

@@ -75,3 +75,12 @@ def test_one_side_may_be_empty_and_scripts_may_lack_spaces() -> None:
     assert differing(rows([], BASE, "en")) == (6, 6)
     shown = rows([Segment(0.0, 1.0, "今日は")], [Segment(0.0, 1.0, "今日に")], "ja")
     assert plain(shown) == "00:00:00.000  今日[-は-]{+に+}\n"
+
+
+def test_the_time_of_a_row_never_goes_back() -> None:
+    """Where one side has a single segment from the start, and the other several."""
+    left = [Segment(0.0, 9.0, "wholly other words")]
+    right = [Segment(0.0, 1.0, "One two."), Segment(4.0, 5.0, "Three."), Segment(7.0, 9.0, "Four.")]
+    times = [row.start_s for row in rows(left, right, "en")]
+    assert times == sorted(times)
+    assert times[0] == 0.0

@@ -39,6 +39,7 @@ def measured(folder: Path) -> Facts:
         ),
         "best": facts["best"] | {"training_s": _time_to(record, facts["best"]["update"])},
         "curve": _curve(record),
+        "decoding": {"clips_per_s": _decoding(record)},
         **scores(record),
     }
 
@@ -77,6 +78,13 @@ def general(folder: Path, name: str, fingerprint: str) -> Facts:
 def _time_to(record: Record, update: int) -> float:
     """Seconds of training alone up to and with an update."""
     return sum(one["seconds"] for one in record.events_of("train") if one["update"] <= update)
+
+
+def _decoding(record: Record) -> float | None:
+    """Clips a second of the last validation, reading and mel included."""
+    clips = record.environment["data"]["validation"]["clips"]
+    spent = [one["seconds"] for one in record.events_of("validation") if "seconds" in one]
+    return clips / spent[-1] if spent else None
 
 
 def _curve(record: Record) -> list[Facts]:

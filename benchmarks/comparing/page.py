@@ -13,9 +13,9 @@ from typing import Any
 from comparing.methods import Method, against_best, compared, on_front
 from comparing.pictures import Link, color, cost_picture, curves_picture
 from comparing.table import READING, about, base_line, cells, failures
+from comparing.tracing import Place
 
 from peft_whisper.files import write_text
-from peft_whisper.memory.cards import Card
 from peft_whisper.scoring.page import document, section, table
 
 STYLE = """
@@ -67,7 +67,7 @@ document.querySelectorAll("#methods th").forEach((head, at) => {
 
 
 def write_page(
-    into: Path, methods: Sequence[Method], card: Card | None, notes: Sequence[str]
+    into: Path, methods: Sequence[Method], places: Sequence[Place], notes: Sequence[str]
 ) -> Path:
     """Write index.html into a folder of results; returns it."""
     target = into / "index.html"
@@ -77,7 +77,7 @@ def write_page(
         link = _linker(into)
         parts += [
             section("What was found", _sentences(done)),
-            section("Table", _table(done, card, link)),
+            section("Table", _table(done, places, link)),
             *_pictures(done, link),
             section("Every pair", _pairs(done)),
         ]
@@ -110,9 +110,9 @@ def _linker(into: Path) -> Link:
     return link
 
 
-def _table(done: Sequence[Method], card: Card | None, link: Link) -> str:
+def _table(done: Sequence[Method], places: Sequence[Place], link: Link) -> str:
     """One row per method; every seed's report can be opened from it."""
-    rows = [cells(one, card) for one in done]
+    rows = [cells(one, places) for one in done]
     head = ("#", *map(escape, rows[0]), "reports")
     body = [
         [f"{one.number}", *map(escape, row.values()), _reports(one, link)]

@@ -24,16 +24,27 @@ RECIPE_ENDS = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class Budget:
-    """What every run may spend: so many updates, or minutes of training; else what its recipe says.
+    """What every run may spend: so many updates, clips heard, or minutes of training.
 
-    The recipes must then say the same.
+    Without any, what its recipe says; the recipes must then say the same.
     """
 
     updates: int | None = None
+    clips: int | None = None
     minutes: float | None = None
 
-    def overrides(self) -> tuple[str, ...]:
-        return () if self.updates is None else (f"training.updates={self.updates}",)
+    def overrides(self, recipe: Recipe) -> tuple[str, ...]:
+        """The recipe's share of it: as many updates as hear the clips, at the size of its own."""
+        updates = self.updates
+        if self.clips is not None:
+            rules = recipe.training
+            updates = max(1, round(self.clips / (rules.batch * rules.accumulation)))
+        return () if updates is None else (f"training.updates={updates}",)
+
+    def named(self) -> dict[str, float]:
+        """What runs of one budget have in common, but for updates, which their recipes hold."""
+        found = {"clips": self.clips, "minutes": self.minutes}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,8 @@ class Run:
         del tree["seed"]
         if self.budget.minutes is not None:
             tree["training"] = _without(tree["training"], ("updates", "epochs"))
-            tree["budget"] = {"minutes": self.budget.minutes}
+        if self.budget.named():
+            tree["budget"] = self.budget.named()
         if self.rival:
             tree["rival"] = "Seq2SeqTrainer"
         return tree
@@ -90,12 +102,28 @@ class Run:
             "base": {name: tree["base"].get(name) for name in ("model", "revision")},
             "data": _without(tree["data"], NOT_OF_THE_SPEECH),
             "evaluation": _without(tree["evaluation"], ("batch",)),
-            "budget": {"minutes": self.budget.minutes},
+            "budget": self.budget.named(),
         }
-        if self.budget.minutes is None:
+        if not self.budget.named():
             training = tree["training"]
             shared["training"] = {name: training.get(name) for name in ("updates", "epochs")}
         return {key: value for key, value in leaves(shared) if value is not None}
+
+
+def speech_of(file: Path) -> tuple[str, ...]:
+    """As overrides, what a recipe says of base, speech, evaluation and length of the run."""
+    tree = settings(load_recipe(file))
+    length = {
+        key: tree["training"][key] for key in ("updates", "epochs") if key in tree["training"]
+    }
+    said = {
+        "base.model": tree["base"]["model"],
+        "base.revision": tree["base"].get("revision"),
+        "data": tree["data"],
+        "evaluation": tree["evaluation"],
+        **{f"training.{key}": value for key, value in length.items()},
+    }
+    return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in said.items())
 
 
 def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = False) -> list[Run]:
@@ -120,11 +148,12 @@ def _seeded(
     swept: Swept, changes: tuple[str, ...], seeds: int, budget: Budget, rival: bool
 ) -> Iterator[Run]:
     """A recipe's runs, from its own seed upwards; those of its rival after them."""
-    file, overrides = swept.recipe, (*swept.overrides, *changes, *budget.overrides())
+    file, overrides = swept.recipe, (*swept.overrides, *changes)
+    overrides = (*overrides, *budget.overrides(load_recipe(file, overrides)))
     first = load_recipe(file, overrides)
     label = swept.name or " ".join((first.name, *swept.overrides))
-    for is_rival in (False, True)[: 1 + rival]:
-        title = f"{label} (rival: Seq2SeqTrainer)" if is_rival else label
+    for is_rival in (True,) if swept.rival else (False, True)[: 1 + rival]:
+        title = f"{label} (rival: Seq2SeqTrainer)" if is_rival != swept.rival else label
         for seed in range(first.seed, first.seed + seeds):
             own = (*overrides, f"seed={seed}")
             yield Run(title, file, own, load_recipe(file, own), budget, is_rival)

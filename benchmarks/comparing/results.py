@@ -28,7 +28,10 @@ HELD: dict[str, type | tuple[type, ...]] = {  # by every result
     "wall_s": (float, int, type(None)),
     "traced": dict,
 }
-MEASURED = ("data", "base", "training", "trainable_parameters", "best", "curve", "scores", "clips")
+MEASURED = (
+    *("data", "base", "training", "trainable_parameters"),
+    *("best", "curve", "decoding", "scores", "clips"),
+)
 Facts = dict[str, Any]
 
 

@@ -97,14 +97,17 @@ def train(run: Run, console: Console) -> Facts:
 
 
 def started(run: Run, console: Console) -> Ending:
-    """Begin a run anew, with the updates that its budget allows, and wait until it ends."""
-    shutil.rmtree(run.folder, ignore_errors=True)  # of a run that was ended
+    """Make a run with the updates that its budget allows, and wait until it ends.
+
+    One that was ended goes on from its last checkpoint; a rival's begins anew.
+    """
     timed = time_updates(run, console)
     if timed.outcome != FINISHED:
         return timed
     own = (f"name={run.name}", f"output={run.folder.parent.as_posix()}", "track=")
     arguments = (str(run.file), *run.overrides, *budgeted(run), *own)
     if run.rival:
+        shutil.rmtree(run.folder, ignore_errors=True)
         return ran((str(RIVAL), *arguments), log_of(run))
     return launched("peft_whisper.train", arguments, log_of(run))
 

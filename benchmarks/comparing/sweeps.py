@@ -10,6 +10,7 @@ recipe: recipes/demo_cpu.yaml
 variants:
   LoRA on q and v: {adapter.modules: [q, v]}
   all weights: {adapter.method: none, training.learning_rate: 1e-4}
+  the usual stack: {rival: true}
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ MOST = 200  # recipes of one sweep
 
 @dataclass(frozen=True)
 class Swept:
-    """One recipe of a sweep: its file, its `key.sub=value`, and its name where it was given one."""
+    """One recipe of a sweep: its file, its `key.sub=value`, and its name where it was given one.
+
+    A `rival` is learned by Seq2SeqTrainer.
+    """
 
     recipe: Path
     overrides: tuple[str, ...] = ()
     name: str | None = None
+    rival: bool = False
 
 
 def expand(path: Path) -> list[Swept] | None:
@@ -76,8 +81,12 @@ def _variants(path: Path, recipe: Path, node: yaml.Node) -> list[Swept]:
             raise RecipeError(f"{place}: expected {{key.sub: value}}, {{}} for the recipe itself")
         if name in made:
             raise RecipeError(f"{place}: this name is given twice")
-        changes = (f"{_text(one, place)}={_text(said, place)}" for one, said in value.value)
-        made[name] = Swept(recipe, tuple(changes), name)
+        pairs = {_text(one, place): _text(said, place) for one, said in value.value}
+        rival = pairs.pop("rival", "false")
+        if rival not in ("true", "false"):
+            raise RecipeError(f"{place}: rival: found {rival}, expected true")
+        changes = tuple(f"{one}={said}" for one, said in pairs.items())
+        made[name] = Swept(recipe, changes, name, rival == "true")
     return list(made.values())
 
 

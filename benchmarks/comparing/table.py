@@ -8,19 +8,19 @@ from pathlib import Path
 from comparing.methods import Method, against_best
 from comparing.processes import FINISHED
 from comparing.statistics import Estimate
+from comparing.tracing import Place
 from rich.console import Console
 from rich.table import Table
 
 from peft_whisper.files import write_text
-from peft_whisper.memory.cards import Card
 
 LACKING = "–"
 READING = (
     "WER, MER and CER in percent, on the test split, mean over the seeds; intervals are 95 %, over "
     "clips and seeds. Forgetting: change of WER, in points, on general speech that no recipe "
     "trained on. Peak: largest of the runs, measured. Speed: training alone, without warm-up and "
-    "evaluation. To best: training up to the checkpoint that was kept. Differences are paired, "
-    "each at 95 %, and not corrected for how many there are."
+    "evaluation; decoded/s: clips of the last validation. To best: training up to the checkpoint "
+    "that was kept. Differences are paired, each at 95 %, and not corrected for how many there are."
 )
 
 
@@ -38,7 +38,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 def traced(method: Method, name: str) -> str:
-    """GiB that the tracer found for the card of that name."""
+    """GiB that the tracer found for the place of that name."""
     found = next((one["traced"][name] for one in method.runs if name in one["traced"]), None)
     if found is None:
         return LACKING
@@ -48,7 +48,7 @@ def traced(method: Method, name: str) -> str:
     return said if found["fits"] else f"{said}, too large"
 
 
-def cells(method: Method, card: Card | None) -> dict[str, str]:
+def cells(method: Method, places: Sequence[Place]) -> dict[str, str]:
     """Every column of a method with at least one finished run."""
     best_s = method.mean_of("best", "training_s")
     scores = [one["measured"]["scores"]["tuned"] for one in method.done]
@@ -57,11 +57,12 @@ def cells(method: Method, card: Card | None) -> dict[str, str]:
         "WER": rate(method.wer),
         "peak, GiB": number(method.peak_gib, 2),
     }
-    if card:
-        shown[f"traced on {card.name}, GiB"] = traced(method, card.name)
+    for place in places:
+        shown[f"traced, {place.name}, GiB"] = traced(method, place.name)
     shown |= {
         "clips/s": number(method.mean_of("training", "clips_per_s"), 2),
         "audio s/s": number(method.mean_of("training", "audio_s_per_s")),
+        "decoded/s": number(method.mean_of("decoding", "clips_per_s")),
         "to best, min": number(None if best_s is None else best_s / 60),
         "clips heard": number(method.mean_of("clips_heard"), 0),
         "forgetting": rate(method.forgotten, signed=True),
@@ -77,9 +78,9 @@ def cells(method: Method, card: Card | None) -> dict[str, str]:
     }
 
 
-def short(method: Method, card: Card | None) -> dict[str, str]:
+def short(method: Method, places: Sequence[Place]) -> dict[str, str]:
     """The columns that a terminal of 80 has room for."""
-    whole = cells(method, card)
+    whole = cells(method, places)
     forgotten = method.forgotten
     shown = {
         "recipe": f"{method.number} {method.label}",
@@ -89,8 +90,8 @@ def short(method: Method, card: Card | None) -> dict[str, str]:
         "forgot": LACKING if forgotten is None else f"{100 * forgotten.value:+.1f}",
         "GiB": whole["peak, GiB"],
     }
-    if card:
-        shown[card.name] = traced(method, card.name)
+    for place in places:
+        shown[place.card.name] = traced(method, place.name)
     return shown | {"clips/s": whole["clips/s"], "min": whole["to best, min"]}
 
 
@@ -119,10 +120,10 @@ def failures(methods: Sequence[Method]) -> list[str]:
 
 
 def show(
-    methods: Sequence[Method], card: Card | None, notes: Sequence[str], console: Console
+    methods: Sequence[Method], places: Sequence[Place], notes: Sequence[str], console: Console
 ) -> None:
     """Print the table, what follows from it, and what did not finish."""
-    rows = [short(method, card) for method in methods if method.done]
+    rows = [short(method, places) for method in methods if method.done]
     made = Table(box=None, pad_edge=False)
     for name in rows[0] if rows else ():
         left = name == "recipe"
@@ -138,10 +139,10 @@ def show(
 
 
 def write_readme(
-    into: Path, methods: Sequence[Method], card: Card | None, notes: Sequence[str]
+    into: Path, methods: Sequence[Method], places: Sequence[Place], notes: Sequence[str]
 ) -> None:
     """README.md of a folder of results."""
-    rows = [cells(method, card) for method in methods if method.done]
+    rows = [cells(method, places) for method in methods if method.done]
     lines = ["# Recipes compared\n", "Made by `benchmarks/compare.py`; the page is index.html.\n"]
     if rows:
         lines += [" ".join(about(methods)), "", *_markdown(rows), ""]
@@ -169,7 +170,7 @@ def about(methods: Sequence[Method]) -> list[str]:
     spent = [
         f"{value:g} {key.rpartition('.')[2]}"
         for key, value in done[0]["held_equal"].items()
-        if key in ("training.updates", "training.epochs", "budget.minutes")
+        if key in ("training.updates", "training.epochs", "budget.clips", "budget.minutes")
     ]
     test, note = first["data"]["test"], done[0]["recipe"]["data"].get("note")
     speech = f"{test['clips']} clips, {test['hours']:.2f} h" + (f", {note}" if note else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from comparing.planned import Run
@@ -16,26 +17,43 @@ from peft_whisper.planning.plans import make_plans
 from peft_whisper.terminal import progress
 
 
+@dataclass(frozen=True)
+class Place:
+    """A card that recipes are traced on, with their own base or with another."""
+
+    card: Card
+    base: str | None = None
+
+    @property
+    def name(self) -> str:
+        size = (self.base or "").rpartition("/")[2].removeprefix("whisper-")
+        return f"{size} on {self.card.name}" if size else self.card.name
+
+
 def trace(
-    runs: Sequence[Run], results: dict[str, Facts], into: Path, card: Card, console: Console
+    runs: Sequence[Run], results: dict[str, Facts], into: Path, place: Place, console: Console
 ) -> None:
-    """Add to every result of `runs` that lacks it what `card` would need, seeds being alike."""
-    lacking = [one for one in runs if card.name not in results[one.key]["traced"]]
+    """Add to every result of `runs` that lacks it what `place` would need, seeds being alike."""
+    lacking = [one for one in runs if place.name not in results[one.key]["traced"]]
     first = {one.method: one for one in lacking if not one.rival}
-    with progress(console, f"tracing on {card.name}", len(first)) as task:
+    with progress(console, f"tracing {place.name}", len(first)) as task:
         for method, run in first.items():
-            found = _traced(run, card)
+            found = _traced(run, place)
             for one in lacking:
                 if one.method == method:
-                    results[one.key]["traced"][card.name] = found
+                    results[one.key]["traced"][place.name] = found
                     write_result(into, results[one.key])
             task.advance(1, run.label)
 
 
-def _traced(run: Run, card: Card) -> Facts:
+def _traced(run: Run, place: Place) -> Facts:
     """Peak and verdict for the longest clips that Whisper takes, as `plan` says them."""
+    recipe = run.recipe
+    if place.base is not None:
+        base = recipe.base.model_copy(update={"model": place.base, "revision": None})
+        recipe = recipe.model_copy(update={"base": base})
     try:
-        plan = make_plans([run.recipe], card, LONGEST_S, LABELS)[0].as_dict()
+        plan = make_plans([recipe], place.card, LONGEST_S, LABELS)[0].as_dict()
     except UserError as error:
         return {"failed": str(error)}
     names = ("peak_bytes", "reserved_bytes", "usable_bytes", "verdict", "fits", "recompute", "kind")

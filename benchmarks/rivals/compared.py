@@ -93,10 +93,12 @@ def compare(session: Session, folder: Path) -> None:
     trainer.data_collator = collate
     trainer.train()
     tuned = heard(trainer, processor, session, session.splits.test)
+    began = time.perf_counter()
     validated = heard(trainer, processor, session, session.splits.validation)
+    decoding = {"seconds": time.perf_counter() - began}
     training = speed(session, watch.seconds) | {"updates": updates} | peak_memory()
     write_scores(folder, session, {"base": base, "tuned": tuned}, training)
-    rates = validation(session, validated)
+    rates = validation(session, validated) | decoding
     write_jsonl(folder / "log.jsonl", events(session, watch.seconds, rates))
     best = {"update": updates, "metric": "mer", "value": rates["mer"]}
     write_json(folder / "environment.json", facts(session, trainable_count(model)) | {"best": best})

@@ -13,7 +13,7 @@ from peft_whisper.data.audit import audit
 from peft_whisper.data.corpus import read_rows
 from peft_whisper.data.mel import SAMPLE_RATE
 from peft_whisper.errors import RecipeError
-from peft_whisper.recipe_sections import Source
+from peft_whisper.recipe_speech import Source
 from peft_whisper.session import Session
 
 

@@ -27,7 +27,7 @@ from peft_whisper.data.tables import (
     table_rows,
 )
 from peft_whisper.errors import DataError
-from peft_whisper.recipe_sections import Columns, Source
+from peft_whisper.recipe_speech import Columns, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

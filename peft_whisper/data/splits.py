@@ -12,7 +12,7 @@ from pathlib import Path
 from peft_whisper.data.audit import DURATION_SLACK_S, Clip, CountTokens, Rejected, audit
 from peft_whisper.data.corpus import read_rows
 from peft_whisper.errors import DataError
-from peft_whisper.recipe_sections import Data, Source
+from peft_whisper.recipe_speech import Data, Source
 
 SPLITS = ("train", "validation", "test")
 NAMED = 10  # clips or pairs named in an error; the rest is counted

@@ -19,7 +19,7 @@ from peft_whisper.errors import DataError, NoRoomError
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-    from peft_whisper.recipe_sections import Source
+    from peft_whisper.recipe_speech import Source
 
 ROWS_AT_A_TIME = 16  # encoded clips in memory while a table is read through
 

@@ -44,7 +44,10 @@ def rows(left: Sequence[Segment], right: Sequence[Segment], language: str | None
                 starts.append(start)
         held.append(pair)
         if all(ends):  # as they are behind the last pair
-            made.append(Row(min(starts), tuple(held), space))
+            # A segment of one side may have begun before rows that only the other side has.
+            before = made[-1].start_s if made else -1.0
+            start_s = min((start for start in starts if start > before), default=before)
+            made.append(Row(start_s, tuple(held), space))
             held, starts = [], []
     return made
 
@@ -53,6 +56,11 @@ def differing(shown: Sequence[Row]) -> tuple[int, int]:
     """Words that differ, and all words, a pair counting once."""
     pairs = [pair for row in shown for pair in row.pairs]
     return sum(not _same(*pair) for pair in pairs), len(pairs)
+
+
+def differs(pair: Pair) -> bool:
+    """Whether a word has no like on the other side."""
+    return not _same(*pair)
 
 
 def plain(shown: Sequence[Row]) -> str:

@@ -31,7 +31,7 @@ from peft_whisper.errors import NoRoomError, first_line
 if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
     from peft_whisper.data.labels import Labels
-    from peft_whisper.recipe_sections import Data
+    from peft_whisper.recipe_speech import Data
     from peft_whisper.training.frozen import FrozenOutputs
 
 Place = tuple[int, MicroBatch]  # an epoch, and what is heard at once in it
