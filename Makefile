@@ -2,10 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+MUTATED := tests/test_recipe.py::test_two_hundred_mutants_and_more_are_all_refused_at_their_line
+PROMISED := tests/promises $(MUTATED)
 # What accelerate assumes anyway; said, so that it does not ask.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: demo test test-export test-studio promises lint bench-speed bench-methods bench-memory bars clean
+.PHONY: demo test test-export test-studio promises promises-rivals mutants lint bench-speed bench-methods \
+	bench-memory bench-saves bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -18,8 +21,18 @@ test: $(INSTALLED)
 test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rP tests/exports/real_exports.py
 
-promises: $(INSTALLED)  ## what README promises of runs that are killed or starved, every count in full
-	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP tests/promises
+promises: $(INSTALLED)  ## what README promises, every count in full, each figure printed
+	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP $(PROMISED)
+
+promises-rivals: $(INSTALLED)  ## P1 to P4 asked of Seq2SeqTrainer and PEFT in the same harness
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rivals/promises.py
+
+mutants: $(INSTALLED)  ## each guard removed in turn: the test that is named for it must go red
+	$(BIN)/python benchmarks/mutants.py
+
+bench-saves: $(INSTALLED)  ## what share of the demo's training its checkpoints take
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/python benchmarks/saves.py
 
 # Its browser is Debian's: apt-get install chromium chromium-driver. Without one that test is skipped.
 test-studio: $(INSTALLED)  ## the local page, in a headless browser where there is one

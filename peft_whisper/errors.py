@@ -9,8 +9,11 @@ import select
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
+
+from peft_whisper.masking import masked
 
 
 class UserError(Exception):
@@ -75,18 +78,21 @@ def first_line(error: BaseException) -> str:
 # What is quoted from a file must not move the terminal's cursor or change its colours.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+WHOLE = "what was finished is kept, nothing is half-written"
 READER_GONE = 141  # 128 + SIGPIPE
 
 
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     """Run a command and leave the process with its exit code.
 
-    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130, a signal
-    that was waited for likewise (143 for SIGTERM, as shells report it); a reader
+    A `UserError` is printed to stderr without a traceback; Ctrl-C is one line and 130, SIGTERM
+    likewise and 143, as shells report it; a reader
     that closed our stdout (`| head`) is quiet; a file that can't be read or written is one line
-    with its name. Any other exception keeps its traceback.
+    with its name. Any other exception keeps its traceback. Tokens and passwords are masked.
     """
     code: str | int | None
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # and not ignored
+        signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? and lives
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -95,7 +101,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     except SystemExit as end:  # of argparse, after --help
         code = end.code
     except UserError as error:
-        print(_CONTROLS.sub("?", str(error)), file=sys.stderr)
+        print(masked(_CONTROLS.sub("?", str(error))), file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         if not (_flush_failed() or _reader_is_gone()):
@@ -109,18 +115,26 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         full = is_disk_full(error)
         if error.filename is None and not full:
             raise
-        print(f"{error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(masked(f"{error.filename or 'a file'}: {error.strerror}"), file=sys.stderr)
         code = NoRoomError.exit_code if full else RecipeError.exit_code
     except Stopped as stop:
         name = signal.Signals(stop.signum).name
         print(f"\nstopped by {name}; {stop.saved or 'nothing to save yet'}", file=sys.stderr)
         code = 128 + stop.signum
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(f"\ninterrupted; {WHOLE}", file=sys.stderr)
         code = INTERRUPTED
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+        code = 1
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)
+
+
+def _end(signum: int, _frame: object) -> NoReturn:
+    """Leave through every `finally`, where half made files are deleted."""
+    raise Stopped(signum, WHOLE)
 
 
 def _flush_failed() -> bool:

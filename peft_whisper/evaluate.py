@@ -30,6 +30,7 @@ from peft_whisper.session import (
     write_pages,
     write_scores,
 )
+from peft_whisper.signals import held
 from peft_whisper.terminal import Terminal
 
 TRAINED = ("adapter", "model")
@@ -134,7 +135,7 @@ def check_log(path: Path) -> None:
     for number, line in enumerate(read(path).splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StateError(f"{path}:{number} is not JSON ({error}). {AGAIN}") from error
         if not isinstance(row, dict) or "event" not in row:
             raise StateError(f"{path}:{number} is no event of a run. {AGAIN}")
@@ -144,7 +145,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON file of the run; raises StateError where it is missing or holds no object."""
     try:
         found = json.loads(read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested without end
         raise StateError(f"{path} is not JSON ({error}). {AGAIN}") from error
     if not isinstance(found, dict):
         raise StateError(f"{path} holds no JSON object. {AGAIN}")
@@ -169,8 +170,9 @@ def again(recipe: Recipe, run: Path, tuned: Path, console: Console) -> None:
         if (run / "metrics.json").is_file():
             shutil.copyfile(run / "metrics.json", staging / "metrics.json")
         score(recipe, tuned, staging, console)
-        for written in WRITTEN:
-            (staging / written).replace(run / written)
+        with held():  # or a signal would leave some of them beside the older others
+            for written in WRITTEN:
+                (staging / written).replace(run / written)
 
 
 def start_folder(source: Path, target: Path, recipe: Recipe) -> None:

@@ -10,10 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from peft_whisper.errors import RecipeError, StateError
+from peft_whisper.signals import held
 
 MANIFEST = "MANIFEST.json"
 
@@ -28,15 +29,22 @@ def staged_folder(target: Path) -> Iterator[Path]:
         yield staging
         for path in (*staging.rglob("*"), staging):
             _fsync(path)
-        if target.exists():
-            old = _to_trash(target)
-            staging.rename(target)
-            shutil.rmtree(old)
-        else:
-            staging.rename(target)
-        _fsync(target.parent)  # or a power cut could take the new name away
+        with held():
+            _put(staging, target)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        with held():  # a scheduler's second signal must not leave half of it
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staging: Path, target: Path) -> None:
+    """Let a finished folder take `target`'s place."""
+    if target.exists():
+        old = _to_trash(target)
+        staging.rename(target)
+        shutil.rmtree(old)
+    else:
+        staging.rename(target)
+    _fsync(target.parent)  # or a power cut could take the new name away
 
 
 def remove_folder(folder: Path) -> None:
@@ -70,11 +78,13 @@ def sealed_with(folder: Path) -> dict[str, Any]:
     """What MANIFEST.json says of `folder`; raises StateError where it says nothing."""
     try:
         facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for one in facts["files"].values():
+        for name, one in facts["files"].items():
             one["bytes"], one["sha256"]
+            if not (path := PurePath(name)).parts or path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"it names {name!r}, which is no file of the folder")
     except FileNotFoundError as error:
         raise StateError(f"{folder} has no {MANIFEST}: it was not written to the end") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(f"{folder / MANIFEST} is damaged: {error}") from error
     return facts
 

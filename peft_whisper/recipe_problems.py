@@ -10,6 +10,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from peft_whisper.masking import masked
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_rules import contradictions
 
@@ -47,8 +48,8 @@ def problems_of(tree: Mapping[str, Any]) -> tuple[Recipe | None, list[tuple[KeyP
 
 
 def shown(value: object) -> str:
-    """The value as Python writes it, cut where it is long."""
-    text = repr(value)
+    """The value as Python writes it, without secrets, cut where it is long."""
+    text = masked(repr(value))
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 

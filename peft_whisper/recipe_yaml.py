@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from peft_whisper.errors import RecipeError
-from peft_whisper.recipe import Recipe, settings
+from peft_whisper.masking import masked
+from peft_whisper.recipe import Recipe, leaves, settings
 from peft_whisper.recipe_problems import Problem, problems_of, shown
 from peft_whisper.recipe_rules import HUB_ONLY, KINDS, SPLITS, WITHOUT
 
@@ -88,7 +89,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _override(override, LARGEST_BYTES + number, draft)
     draft.tree.setdefault("name", _name_of(path))
     recipe, problems = problems_of(draft.tree) if is_read else (None, [])
-    for key, what in problems:
+    for key, what in [*problems, *_secrets(draft.tree)]:
         draft.report(key, what)
     if draft.problems or recipe is None:
         raise RecipeError(_listed(path, draft.problems))
@@ -98,6 +99,17 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """Write the resolved recipe as YAML that `load_recipe` reads back to the same recipe."""
     return yaml.dump(settings(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _secrets(tree: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """A complaint for each value that looks like a token or has a password in it."""
+    for key, value in leaves(tree):
+        if masked(str(value)) != str(value):
+            yield (
+                tuple(key.split(".")),
+                "holds a token or a password, and a recipe is copied into the run's folder; use "
+                "`hf auth login` or the environment, for instance HF_TOKEN",
+            )
 
 
 def _read(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +12,28 @@ from peft_whisper.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ALL_SAVED = "every update is saved, the same command scores the run"
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """While open, a signal waits: for the few steps of which all are done or none."""
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+        yield
+        return
+
+    def hear(signum: int, _frame: FrameType | None) -> None:
+        heard.append(signum)
+
+    taken = [one for one in SIGNALS if signal.getsignal(one) is not None]
+    before = [(one, signal.signal(one, hear)) for one in taken]
+    try:
+        yield
+    finally:
+        for one, handler in before:
+            signal.signal(one, handler)
+    for signum in heard:
+        signal.raise_signal(signum)
 
 
 class Stop:
@@ -22,6 +45,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.saved = ""  # what is safe, where the process ends at once
         self.waits = False
         self.say: Callable[[str], None] = lambda _text: None
 
@@ -38,7 +62,7 @@ class Stop:
         try:
             yield
         finally:
-            self.waits = False
+            self.waits, self.saved = False, ALL_SAVED
         self.check(ALL_SAVED)  # one that came after the last update was saved
 
     def check(self, saved: str = "") -> None:
@@ -50,7 +74,7 @@ class Stop:
         if self.waits and self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.waits:
-            raise Stopped(signum)
+            raise Stopped(signum, self.saved)
         if self.signum is None:
             self.signum = signum
             self.say(f"{signal.Signals(signum).name}: the update is finished and saved first")

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -18,14 +19,23 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from peft_whisper.masking import masked
+
 LINE_EVERY_S = 15.0
 
 
 class Terminal(Console):
-    """Plain lines, as wide as they are; when its reader goes (`| head`), work goes on unseen."""
+    """Plain lines, as wide as they are and without secrets.
+
+    When its reader goes (`| head`), work goes on unseen.
+    """
 
     def __init__(self, *, stderr: bool = False, quiet: bool = False):
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As rich prints, tokens and passwords masked."""
+        super().print(*(masked(one) if isinstance(one, str) else one for one in objects), **how)
 
     def on_broken_pipe(self) -> None:
         """Rich would end the process here, in the middle of a training."""

@@ -160,7 +160,7 @@ def train(
 
     with progress(console, "training", course.updates) as task, stop.waiting(console.print):
         log = RunLog(folder / "log.jsonl", task, console, accelerator)
-        if course.frozen:
+        if course.frozen and not begun:
             log(course.frozen.event)
         result = fit(
             updater,

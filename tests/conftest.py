@@ -1,11 +1,14 @@
-"""What every test shares: the demo's real weights and speech, built once."""
+"""What every test shares: no network, and the demo's real weights and speech, built once."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import sitecustomize  # of tests/offline: blocks the network in this process
 from filelock import FileLock
 from rich.console import Console
 
@@ -13,6 +16,17 @@ from peft_whisper.demo import FOLDER, build, is_whole
 from peft_whisper.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+OFFLINE = str(Path(sitecustomize.__file__).parent)
+
+
+def hook(event: str, given: tuple[Any, ...]) -> None:
+    """Block it in every process that a test starts too, whatever environment it is given."""
+    if event == "subprocess.Popen" and given[3] is not None:
+        given[3]["PYTHONPATH"] = os.pathsep.join([OFFLINE, given[3].get("PYTHONPATH", "")])
+
+
+os.environ["PYTHONPATH"] = os.pathsep.join([OFFLINE, os.environ.get("PYTHONPATH", "")])
+sys.addaudithook(hook)
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +38,13 @@ def demo() -> Path:
     folder = REPOSITORY / FOLDER
     with FileLock(REPOSITORY / ".demo.lock"):  # several test processes need it at once
         if not is_whole(folder):
+            os.environ[sitecustomize.ONLINE] = "1"
             try:
                 build(folder, Console(quiet=True))
             except DataError as error:
                 if os.environ.get("CI"):
                     raise
                 pytest.skip(str(error))
+            finally:
+                del os.environ[sitecustomize.ONLINE]
     return folder

@@ -303,39 +303,6 @@ def test_a_given_id_that_looks_derived_is_passed_over():
 # Sounds must lie where the manifest lies
 
 
-def _outside(folder: Path) -> list[str]:
-    (folder / "secret.wav").write_bytes(flac())
-    inner = folder / "inner"
-    inner.mkdir()
-    (inner / "link.wav").symlink_to(folder / "secret.wav")
-    (inner / "way").symlink_to(folder)
-    (folder / "inner2").mkdir()
-    (folder / "inner2" / "a.wav").write_bytes(flac())
-    return [
-        "../secret.wav",
-        "x/../../secret.wav",
-        "./.././secret.wav",
-        str(folder / "secret.wav"),
-        "/etc/passwd",
-        "link.wav",
-        "way/secret.wav",
-        "../inner2/a.wav",  # a sibling whose name begins alike
-        "..",
-        "file:///etc/passwd",
-        "https://example.com/a.wav",
-        "a\0.wav",
-    ]
-
-
-def test_no_path_leads_out_of_the_folder(tmp_path):
-    names = _outside(tmp_path)
-    for name in names:
-        source = manifest(tmp_path / "inner", [{"audio": name, "text": "t"}])
-        said = error_of(source)
-        assert f"{source.manifest}:1: " in said, name
-    print(f"{len(names)}/{len(names)} paths refused")
-
-
 @pytest.mark.parametrize(
     "name", ["~/a.wav", "C:\\a.wav", "..a.wav", "a..wav", "sub/../a.wav", "x" * 3000]
 )

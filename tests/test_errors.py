@@ -96,7 +96,8 @@ def test_ctrl_c_is_one_line_and_130():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "\ninterrupted\n")
+    said = "what was finished is kept, nothing is half-written"
+    assert (process.returncode, err) == (130, f"\ninterrupted; {said}\n")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -81,6 +81,49 @@ def test_a_killed_process_leaves_the_old_folder_whole_and_the_next_one_replaces_
     assert names(tmp_path / "made") == ["new"]
 
 
+def test_what_is_renamed_into_place_is_on_the_disk_before(tmp_path, monkeypatch):
+    """Every file and the folder are synced, then the rename, then the folder above."""
+    done, sync, rename = [], os.fsync, os.rename
+
+    def synced(opened: int) -> None:
+        done.append(("sync", Path(os.readlink(f"/proc/self/fd/{opened}")).name))
+        sync(opened)
+
+    def renamed(old: Path, new: Path) -> None:
+        done.append(("rename", Path(new).name))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    with staged_folder(tmp_path / "made") as staging:
+        (staging / "inner").mkdir()
+        (staging / "inner" / "a").write_text("a")
+        (staging / "b").write_text("b")
+    at = done.index(("rename", "made"))
+    assert {name for _, name in done[:at]} == {"inner", "a", "b", staging.name}
+    assert done[at + 1 :] == [("sync", tmp_path.name)]
+
+
+def test_a_signal_between_the_two_renames_waits(tmp_path):
+    with staged_folder(tmp_path / "made") as staging:
+        (staging / "old").write_text("old")
+    code = """if True:
+        import os, pathlib, signal, sys
+        from peft_whisper import errors
+        from peft_whisper.files import staged_folder
+        def hook(event, given):
+            if event == "os.rename" and ".trash-" in str(given[1]):
+                os.kill(os.getpid(), signal.SIGTERM)
+        def main(argv):
+            with staged_folder(pathlib.Path(sys.argv[1])) as staging:
+                (staging / "new").write_text("new")
+        sys.addaudithook(hook)
+        errors.run(main)
+    """
+    assert process(code, tmp_path / "made").wait() == 143
+    assert names(tmp_path) == ["made", "made/new"]
+
+
 def test_a_reader_sees_the_old_text_or_the_new_one_and_no_part(tmp_path):
     path, size = tmp_path / "file", 300_000
     code = """if True:

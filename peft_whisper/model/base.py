@@ -127,7 +127,7 @@ class Base:
             raise self._odd(
                 f"has no {name}. Take it from the openai/whisper model it was made from."
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # nested without end
             raise self._odd(f"{name} is not JSON ({error}). {AGAIN}") from error
         if not isinstance(found, dict):
             raise self._odd(f"{name} holds no JSON object. {AGAIN}")

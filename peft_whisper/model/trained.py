@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.environment import is_out_of_memory
 from peft_whisper.errors import StateError
-from peft_whisper.model.base import quiet_transformers, tensor_shapes
+from peft_whisper.model.base import INDEX, quiet_transformers, tensor_shapes
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,7 +32,13 @@ def load_tuned(
     facts = read_facts(folder)
     check_trained(folder, facts, fingerprint)
     if not is_adapter(facts):
-        return type(model).from_pretrained(folder, dtype=model.dtype, attn_implementation="sdpa")
+        return type(model).from_pretrained(
+            folder,
+            dtype=model.dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     from peft import PeftModel
 
     try:
@@ -62,11 +68,16 @@ def check_trained(folder: Path, facts: dict[str, Any], fingerprint: str) -> None
             f"not on this base ({fingerprint[:19]}...). Equal shapes do not make it fit: give the "
             "base it was trained on."
         )
-    config = "adapter_config.json" if is_adapter(facts) else "config.json"
-    _read_object(folder / config)
+    lora = is_adapter(facts)
+    config = _read_object(folder / ("adapter_config.json" if lora else "config.json"))
+    # Of a config that names a module, peft imports it.
+    if lora and (config.get("peft_type") != "LORA" or config.get("megatron_config")):
+        raise StateError(f"{folder / 'adapter_config.json'} is not a plain LoRA's. {AGAIN}")
     weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        raise StateError(f"{folder} holds no weights (*.safetensors). {AGAIN}")
+    # Under these names, or the libraries look for pickled weights.
+    names = ("adapter_model.safetensors",) if lora else ("model.safetensors", INDEX)
+    if not any((folder / name).is_file() for name in names):
+        raise StateError(f"{folder} holds no weights ({names[0]}). {AGAIN}")
     for path in weights:
         try:
             tensor_shapes(path)
@@ -110,7 +121,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise StateError(f"{path.parent} holds no {path.name}. {AGAIN}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested without end
         raise StateError(f"{path} is not JSON ({error}). {AGAIN}") from error
     if not isinstance(found, dict):
         raise StateError(f"{path} holds no JSON object. {AGAIN}")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peft_whisper.errors import StateError
+from peft_whisper.errors import StateError, first_line
 from peft_whisper.files import write_json
 from peft_whisper.model.pissa import START, begin_again
 from peft_whisper.training.ranks import SCORES
@@ -64,8 +64,16 @@ def write_standing(folder: Path, standing: Standing, updater: Updater) -> None:
 def read_standing(folder: Path, updater: Updater) -> Standing:
     """Bring `updater` to where the checkpoint in `folder` left it, bit for bit.
 
-    Raises StateError where the checkpoint is of other weights.
+    Raises StateError where the checkpoint is of other weights, or is none though it is sealed.
     """
+    try:
+        return _read(folder, updater)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise StateError(f"{folder} holds no checkpoint that this version reads ({why})") from error
+
+
+def _read(folder: Path, updater: Updater) -> Standing:
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if updater.start:
         begin_again(updater.model, updater.start, folder / START)

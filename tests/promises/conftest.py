@@ -15,6 +15,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     made = Runs(make_place(tmp_path_factory.mktemp("promises")))
     yield made
     made.server.kill()
+    made.server.wait()  # so that its seconds count where the whole suite is timed
 
 
 @pytest.fixture(scope="session")

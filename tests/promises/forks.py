@@ -1,13 +1,19 @@
 """A process that has imported everything and forks a run for each line of JSON on stdin.
 
-    {"argv": [...], "faults": {...}} -> {"code": ..., "said": ..., "operations": [...]}
+    {"command": "peft_whisper.train", "argv": [...], "faults": {...}}
+    -> {"code": ..., "said": ..., "operations": [...]}
 
 So a run starts in no time, and hundreds can be killed. Nothing is computed before: torch's threads
 do not survive a fork. Faults:
   operation: K    die, as by SIGKILL, before the K-th change of a file below outputs/ (from 1)
   signal: [N, S]  send signal N after S seconds
+  within: [N, K]  send itself signal N at the K-th change
   bytes: B        no file may grow beyond B bytes (RLIMIT_FSIZE)
   nan: [U, WHERE] at update U, make the loss or a gradient NaN
+  environ: {...}  set in the environment
+  fault: K        a fault of ours: RuntimeError at the K-th change of a file below outputs/
+  reads: [F, ...] no fault: `operations` are then the files opened that lie in none of these
+                  folders, Python's own or this repository's
 """
 
 from __future__ import annotations
@@ -26,16 +32,27 @@ from pathlib import Path
 from typing import Any
 
 import peft_whisper
-from peft_whisper import errors, train
+from peft_whisper import errors
+from peft_whisper.scoring import listen
 from peft_whisper.training.updater import Updater
 
-OTHERS = ("peft", "transformers.models.whisper.modeling_whisper", "accelerate", "jiwer")
+OTHERS = (  # what a run imports late
+    "accelerate",
+    "jiwer",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "peft.tuners.lora.bnb",
+    "peft.utils.transformers_weight_conversion",
+    "transformers.models.whisper.modeling_whisper",
+    "whisper_normalizer.english",
+)
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
 
 
-def watch(die_at: int | None, told: Path) -> None:
-    """Write down each change of a file below outputs/, and die before the chosen one."""
+def watch(faults: dict[str, Any], told: Path) -> None:
+    """Write down each change of a file below outputs/; before the chosen one, what was ordered."""
     count = 0
+    signum, signal_at = faults.get("within", (0, None))
     here = str(Path("outputs").resolve())
 
     def hook(event: str, given: tuple) -> None:
@@ -49,10 +66,29 @@ def watch(die_at: int | None, told: Path) -> None:
         if not changes or not os.path.abspath(path).startswith(here):
             return
         count += 1
-        if count == die_at:
+        if count == faults.get("operation"):
             os._exit(137)
+        if count == signal_at:
+            os.kill(os.getpid(), signum)
+        if count == faults.get("fault"):
+            raise RuntimeError(f"injected, with {dict(os.environ)}")
         with open(told, "a", encoding="utf-8") as file:
             file.write(f"{event} {os.path.relpath(path, here)}\n")
+
+    sys.addaudithook(hook)
+
+
+def watch_reads(folders: list[str], told: Path) -> None:
+    """Write down each file opened outside of `folders`."""
+    own = [sys.prefix, sys.base_prefix, str(Path(__file__).resolve().parents[2]), "/proc", "/sys"]
+    inside = tuple(os.path.realpath(one) for one in (*folders, *own))
+
+    def hook(event: str, given: tuple) -> None:
+        if event == "open" and isinstance(given[0], str | bytes | os.PathLike):
+            path = os.path.realpath(os.fsdecode(given[0]))
+            if not path.startswith(inside) and path != str(told):
+                with open(told, "a", encoding="utf-8") as file:
+                    file.write(path + "\n")
 
     sys.addaudithook(hook)
 
@@ -81,23 +117,30 @@ def poison(update: int, where: str) -> None:
     Updater.step = step  # type: ignore[method-assign]
 
 
-def begin(argv: list[str], faults: dict[str, Any], said: int, told: Path) -> None:
+def begin(order: dict[str, Any], said: int, told: Path) -> None:
     """In the forked process: run, and leave with its code."""
+    faults = order["faults"]
     os.dup2(said, 1)
     os.dup2(said, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if "bytes" in faults:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (faults["bytes"], resource.RLIM_INFINITY))
+    os.environ.update(faults.get("environ", {}))
     if "nan" in faults:
         poison(*faults["nan"])
-    watch(faults.get("operation"), told)
-    errors.run(lambda _argv: train.main(argv))
+    if "reads" in faults:
+        watch_reads(faults["reads"], told)
+    else:
+        watch(faults, told)
+    sys.path.insert(0, "")  # as `python -m` has it
+    command = importlib.import_module(order["command"])
+    errors.run(lambda _argv: command.main(order["argv"]))
 
 
 def serve(order: dict[str, Any]) -> dict[str, Any]:
     """Run one order to its end."""
-    faults = order.get("faults", {})
+    faults = order["faults"]
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder) / "operations"
         with open(Path(folder) / "said", "w+b") as said:
@@ -105,7 +148,7 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
             child = os.fork()
             if not child:
                 try:
-                    begin(order["argv"], faults, said.fileno(), told)
+                    begin(order, said.fileno(), told)
                 finally:
                     sys.stdout.flush()
                     os._exit(_code())
@@ -113,13 +156,14 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
                 time.sleep(faults["signal"][1])
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child, faults["signal"][0])
-            _, status = os.waitpid(child, 0)
+            _, status, used = os.wait4(child, 0)
             said.seek(0)
             words = said.read().decode()
         operations = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     return {
         "code": os.waitstatus_to_exitcode(status),
         "seconds": time.monotonic() - began,
+        "processor_s": used.ru_utime + used.ru_stime,
         "said": words,
         "operations": operations,
     }
@@ -139,5 +183,7 @@ def _code() -> int:
 if __name__ == "__main__":
     for module in (*pkgutil.walk_packages(peft_whisper.__path__, "peft_whisper."), *OTHERS):
         importlib.import_module(getattr(module, "name", module))
+    # A model that knows nothing is not let talk for long when it transcribes.
+    listen.WINDOW_TOKENS, listen.LEAST_LOGPROB = 12, -1e9
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from killed_runs import FULL, Runs
 from safetensors.torch import load_file
+from test_train import RECIPE
 
 from peft_whisper.errors import RecipeError
 from peft_whisper.files import check_seal
@@ -80,8 +81,9 @@ def other(value: Any) -> Any:
     return [*value, "other"] if isinstance(value, list) else f"{value}-other"
 
 
-def test_each_key_of_a_recipe_is_frozen_or_free(runs: Runs) -> None:
-    recipe = load_recipe(runs.place / "tiny.yaml")
+def test_each_key_of_a_recipe_is_frozen_or_free(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+    recipe = load_recipe(tmp_path / "tiny.yaml")
     tree, refused, free = settings(recipe), 0, 0
     keys = list(leaves(tree))
     for key, value in keys:

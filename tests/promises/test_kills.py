@@ -87,6 +87,19 @@ def test_sigterm_loses_nothing(runs: Runs, whole: dict[str, Any]) -> None:
     assert same == stopped and lost == 0
 
 
+def test_sigterm_waits_for_one_update_at_most(runs: Runs, whole: dict[str, Any]) -> None:
+    """Sent while the checkpoint of update 2 is written, it is heard after update 3."""
+    told = whole["operations"]
+    at = 1 + next(i for i, row in enumerate(told) if "update-000002" in row)
+    done = runs("heard", within=[signal.SIGTERM, at])
+    assert done["code"] == 143, done["said"]
+    made = (runs.folder("heard") / "log.jsonl").read_text().count('"event": "train"')
+    assert made == 3 and "update 3 is saved" in done["said"].replace("\n", " ")
+    assert finish(runs, "heard", whole)
+    runs.forget("heard")
+    print("\nSIGTERM within a save: that save and one update later the run is saved and ended")
+
+
 def test_a_damaged_checkpoint_is_never_gone_on_from(runs: Runs, whole: dict[str, Any]) -> None:
     from peft_whisper.errors import StateError
     from peft_whisper.files import check_seal
