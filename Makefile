@@ -17,6 +17,10 @@ demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, a
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=25
 
+# Its figures: real weights, speech and programs, the shipped adapter scored again.
+test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rP tests/exports/real_exports.py
+
 promises: $(INSTALLED)  ## what README promises, every count in full, each figure printed
 	PROMISES=full OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rP $(PROMISED)
 
@@ -34,10 +38,6 @@ bench-saves: $(INSTALLED)  ## what share of the demo's training its checkpoints 
 test-studio: $(INSTALLED)  ## the local page, in a headless browser where there is one
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[studio]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rPs tests/test_studio.py
-
-# Its figures: real weights, speech and programs, the shipped adapter scored again.
-test-export: $(INSTALLED)  ## exports decoded by faster-whisper, whisper.cpp, openai-whisper and transformers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rP tests/exports/real_exports.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     Mutant(
         "weights are finite after merging",
-        "merge.py",
+        "merging/fold.py",
         "    if broken:",
         "    if False:",
         "test_merge.py::test_a_poisoned_adapter_leaves_nothing",

@@ -18,9 +18,9 @@ COMMANDS = {  # each is also `python -m peft_whisper.COMMAND`
     "train": "fine-tune Whisper as a recipe says, and score it",
     "evaluate": "score a finished run again, or on other speech",
     "transcribe": "write down what recordings of any length say",
-    "studio": "try adapters by voice on a local page",
     "merge": "fold an adapter, or several, into their base",
     "export": "write a model for faster-whisper, whisper.cpp or openai-whisper",
+    "studio": "try adapters by voice on a local page",
     "push": "publish an adapter or a model in a repository of the Hub",
 }
 OWN = {

@@ -13,12 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
+from safetensors.numpy import load_file, save_file
 
 from peft_whisper.errors import StateError
 from peft_whisper.exporting.runtimes import RUNTIMES, Languages, Waves
 
-WAVES, ASKED, TEXTS = "waves.npz", "asked.json", "texts.json"
+WAVES, ASKED, TEXTS = "waves.safetensors", "asked.json", "texts.json"
 PACKAGE = Path(__file__).resolve().parents[2]
 
 
@@ -29,7 +29,7 @@ def hear(name: str, folder: Path, waves: Waves, languages: Languages, task: str)
     """
     with tempfile.TemporaryDirectory() as scratch:
         job = Path(scratch)
-        np.savez(job / WAVES, *waves)
+        save_file({f"{at:06d}": wave for at, wave in enumerate(waves)}, job / WAVES)
         (job / ASKED).write_text(json.dumps({"languages": list(languages), "task": task}))
         path = os.pathsep.join(filter(None, (str(PACKAGE), os.environ.get("PYTHONPATH"))))
         done = subprocess.run(
@@ -53,8 +53,7 @@ def main() -> None:
     """Answer one job: NAME FOLDER JOB."""
     name, folder, job = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     asked = json.loads((job / ASKED).read_text(encoding="utf-8"))
-    with np.load(job / WAVES) as held:
-        waves = [held[key] for key in held.files]
+    waves = [wave for _, wave in sorted(load_file(job / WAVES).items())]
     texts = RUNTIMES[name].hear(folder, waves, asked["languages"], asked["task"])
     (job / TEXTS).write_text(json.dumps(texts), encoding="utf-8")
 

@@ -150,10 +150,10 @@ def saved(folder: Path) -> Any:
     import torch
     from transformers import WhisperForConditionalGeneration
 
-    found: Any = WhisperForConditionalGeneration.from_pretrained(
+    read: Any = WhisperForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
     )
-    return found.eval()
+    return read.eval()
 
 
 def probe(model: Any, base: Base) -> torch.Tensor:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 MOST_TOKENS = 224
+SHOWN = 40  # characters of what the speech is, in the legend
 BLUE, ORANGE = "#0072b2", "#d55e00"
 
 
@@ -89,9 +90,12 @@ def picture(rows: Sequence[dict[str, float]], tuned: str, general: str) -> bytes
     drawing = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = drawing.subplots()
     at = [row["strength"] for row in rows]
-    for kind, label, colour in (("tuned", tuned, BLUE), ("general", general, ORANGE)):
+    for kind, label, colour in (
+        ("tuned", tuned[:SHOWN], BLUE),
+        ("general", general[:SHOWN], ORANGE),
+    ):
         rates = [100 * row[kind] for row in rows]
-        axes.plot(at, rates, "o-", color=colour, label=label)
+        axes.plot(at, rates, "o-", color=colour, label=label[:SHOWN])
         for x, rate in zip(at, rates, strict=True):
             axes.annotate(f"{rate:.0f}", (x, rate), (0, 6), textcoords="offset points", ha="center")
     axes.set(xlabel="strength: 0 is the base, 1 the adapter", ylabel="word error rate (%)")

@@ -12,7 +12,7 @@ import numpy as np
 
 from peft_whisper.errors import DataError, RecipeError
 from peft_whisper.languages import UNSPACED_LANGUAGES
-from peft_whisper.recipe_sections import Data, Source
+from peft_whisper.recipe_speech import Data, Source
 from peft_whisper.scoring.metrics import measure
 from peft_whisper.scoring.normalize import normalizer
 
