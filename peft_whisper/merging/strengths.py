@@ -90,10 +90,7 @@ def picture(rows: Sequence[dict[str, float]], tuned: str, general: str) -> bytes
     drawing = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = drawing.subplots()
     at = [row["strength"] for row in rows]
-    for kind, label, colour in (
-        ("tuned", tuned[:SHOWN], BLUE),
-        ("general", general[:SHOWN], ORANGE),
-    ):
+    for kind, label, colour in (("tuned", tuned, BLUE), ("general", general, ORANGE)):
         rates = [100 * row[kind] for row in rows]
         axes.plot(at, rates, "o-", color=colour, label=label[:SHOWN])
         for x, rate in zip(at, rates, strict=True):
