@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import whispers
 from torch import nn
 from torch.nn import functional as F
 
 from peft_whisper.memory.account import excerpt, find_peak, twice
 from peft_whisper.memory.fake_cuda import fake_cpu, fake_cuda
 from peft_whisper.memory.recorder import Recorder, Timeline
+from peft_whisper.model.decoder import Vocabulary
 
 ROOT = Path(__file__).parent.parent
 
@@ -158,3 +160,15 @@ def test_what_forward_leaves_is_an_activation_and_the_rest_passes() -> None:
     assert (peak.size, peak.phase) == (168, "backward")
     assert peak.parts["activations"] == 100
     assert peak.parts["temporaries"] == 60
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in this build")
+def test_decoding_in_fp32_on_a_cpu_can_be_traced() -> None:
+    """There the vocabulary is packed for oneDNN, in an operator that torch can't fake by itself."""
+    with fake_cpu(), torch.inference_mode():
+        model = whispers.model(whispers.config())
+        vocabulary = Vocabulary(model)
+        logits = vocabulary(torch.randn(3, whispers.config().d_model))
+    assert vocabulary.packed is not None
+    assert vocabulary.packed.nbytes == model.proj_out.weight.nbytes
+    assert logits.shape == (3, whispers.config().vocab_size)

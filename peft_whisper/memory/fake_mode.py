@@ -42,6 +42,15 @@ CHANGE_THE_FIRST = {
 }
 
 
+def _packed(weight: Tensor, _rows: int | None = None) -> Tensor:
+    """What oneDNN packs for products of few rows is as large as what it was given."""
+    return torch.empty_like(weight)
+
+
+if hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):  # a build without oneDNN lacks it
+    torch.library.register_fake("mkldnn::_reorder_linear_weight", _packed)
+
+
 class FakeMode(fake_tensor.FakeTensorMode):
     """FakeTensorMode, faster."""
 
