@@ -46,6 +46,7 @@ OTHERS = (  # what a run imports late
     "transformers.models.whisper.modeling_whisper",
     "whisper_normalizer.english",
 )
+EXTRA = "peft_whisper.trying."  # the studio's, which needs gradio and is no run
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "os.truncate"}
 
 
@@ -181,8 +182,10 @@ def _code() -> int:
 
 
 if __name__ == "__main__":
-    for module in (*pkgutil.walk_packages(peft_whisper.__path__, "peft_whisper."), *OTHERS):
-        importlib.import_module(getattr(module, "name", module))
+    own = (one.name for one in pkgutil.walk_packages(peft_whisper.__path__, "peft_whisper."))
+    for module in (*own, *OTHERS):
+        if not module.startswith(EXTRA):
+            importlib.import_module(module)
     # A model that knows nothing is not let talk for long when it transcribes.
     listen.WINDOW_TOKENS, listen.LEAST_LOGPROB = 12, -1e9
     for line in sys.stdin:
