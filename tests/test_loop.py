@@ -119,7 +119,7 @@ def test_a_non_finite_loss_stops_before_the_update(poison: float) -> None:
 
 def test_gradients_are_clipped() -> None:
     made, rows = updater(max_grad_norm=1e-3), clips([5, 9])
-    made.optimizer = torch.optim.SGD(made.masters.fp32, lr=1.0)
+    made.optimizer = torch.optim.SGD([{"params": made.masters.fp32, "ratio": 1.0}], lr=1.0)
     before = [p.detach().clone() for p in made.masters.fp32]
     made.training = made.training.model_copy(update={"learning_rate": 1.0})
     made.step([batch_of(rows)], 1.0)

@@ -8,7 +8,7 @@ import sys
 from peft_whisper.data.audit import audit
 from peft_whisper.data.corpus import read_rows
 from peft_whisper.errors import DataError
-from peft_whisper.recipe_sections import Source
+from peft_whisper.recipe_speech import Source
 
 
 def main(manifests: list[str]) -> None:
