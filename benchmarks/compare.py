@@ -58,19 +58,7 @@ def parser() -> argparse.ArgumentParser:
         help="train all on this one's base and speech, and judge them as it does: "
         "--on recipes/demo_cpu.yaml",
     )
-    budget = made.add_mutually_exclusive_group()
-    budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
-    budget.add_argument(
-        "--clips", type=int, help="heard by every run, in as many updates as its batches make"
-    )
-    budget.add_argument(
-        "--minutes", type=float, help="of training in every run, evaluation left out"
-    )
-    budget.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"{QUICK_UPDATES} updates, judged on few clips: a first look at the whole table",
-    )
+    add_budget(made)
     made.add_argument(
         "--rival",
         action="store_true",
@@ -101,6 +89,23 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
     return made
+
+
+def add_budget(made: argparse.ArgumentParser) -> None:
+    """What every run may spend: one of these."""
+    budget = made.add_mutually_exclusive_group()
+    budget.add_argument("--updates", type=int, help="of every run, instead of what the recipes say")
+    budget.add_argument(
+        "--clips", type=int, help="heard by every run, in as many updates as its batches make"
+    )
+    budget.add_argument(
+        "--minutes", type=float, help="of training in every run, evaluation left out"
+    )
+    budget.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"{QUICK_UPDATES} updates, judged on few clips: a first look at the whole table",
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -72,7 +72,7 @@ class Adapter(Section):
     method: Literal["lora", "adalora", "dora", "layernorm", "none"] = Field(
         "lora",
         description="adalora: LoRA whose ranks go where they are worth most; dora: LoRA and a "
-        "length for each output, slower; layernorm: the layers' norms alone; none: every weight.",
+        "length for each output; layernorm: the layers' norms alone; none: every weight.",
     )
     rank: int = Field(
         32, ge=1, le=1280, description="Width of the adapter; higher learns more, costs memory."

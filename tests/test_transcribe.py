@@ -74,8 +74,7 @@ def place(tmp_path_factory) -> Path:
 def inside(place: Path, monkeypatch) -> None:
     """In that folder; and a model that knows nothing is not let talk for long."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr("peft_whisper.scoring.listen.WINDOW_TOKENS", 12)
-    monkeypatch.setattr("peft_whisper.scoring.listen.LEAST_LOGPROB", -1e9)
+    whispers.say_little(monkeypatch)
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from transformers import (
     GenerationConfig,
@@ -137,3 +138,9 @@ def save_base(folder: Path, kind: str, n_mels: int, seed: int = 1, feed: int = 3
     tokenizer(kind).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=n_mels).save_pretrained(folder)
     return folder
+
+
+def say_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that knows nothing is not let talk for long when it transcribes."""
+    monkeypatch.setattr("peft_whisper.scoring.listen.WINDOW_TOKENS", 12)
+    monkeypatch.setattr("peft_whisper.scoring.listen.LEAST_LOGPROB", -1e9)
