@@ -21,7 +21,7 @@ from comparing.page import write_page
 from comparing.planned import Budget, plan_runs
 from comparing.processes import launched, ran
 from comparing.results import make_result, read_kept, write_result
-from comparing.sitting import RIVAL, budgeted, pace_of, time_updates
+from comparing.sitting import RIVAL, General, budgeted, hear, pace_of, time_updates, train
 from comparing.table import show
 from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
@@ -157,6 +157,19 @@ def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, caps
     show([method], [], [], Console(width=80))
     assert "rival" in capsys.readouterr().out
     assert write_page(Path("results"), [method], [], []).is_file()
+
+
+def test_what_the_rival_forgets_is_decoded_with_what_it_learned(english: Path, monkeypatch) -> None:
+    monkeypatch.chdir(english)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (_, run) = plan_runs(["tiny.yaml", *SHORT], 1, Budget(), rival=True)
+    result = train(run, Console(quiet=True))
+    assert result["outcome"] == "finished", result["said"]
+    test = Path(run.recipe.data.test.manifest)
+    heard = hear(run, General(test, "test", limit=3), Console(quiet=True))
+    assert "failed" not in heard, heard
+    first = {name: values[:3] for name, values in result["measured"]["clips"]["tuned"].items()}
+    assert heard["clips"]["tuned"] == first  # the same clips, by the adapter that was kept
 
 
 def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, monkeypatch) -> None:
