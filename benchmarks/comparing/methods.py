@@ -78,7 +78,7 @@ class Method:
         for one in self.done:
             value = one["measured"]
             for name in path:
-                value = value[name]
+                value = value.get(name)
             if value is None:
                 return None
             found.append(value)

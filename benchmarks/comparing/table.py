@@ -65,6 +65,7 @@ def cells(method: Method, places: Sequence[Place]) -> dict[str, str]:
         "clips/s": number(method.mean_of("training", "clips_per_s"), 2),
         "audio s/s": number(method.mean_of("training", "audio_s_per_s")),
         "decoded/s": number(method.mean_of("decoding", "clips_per_s")),
+        **energy(method),
         "to best, min": number(None if best_s is None else best_s / 60),
         "clips heard": number(method.mean_of("clips_heard"), 0),
         "forgetting": rate(method.forgotten, signed=True),
@@ -78,6 +79,12 @@ def cells(method: Method, places: Sequence[Place]) -> dict[str, str]:
         "trained, M": number(trained / 1e6, 2),
         "seeds": f"{len(method.done)}/{len(method.runs)}",
     }
+
+
+def energy(method: Method) -> dict[str, str]:
+    """A column where the machine tells: its energy in training, without warm-up."""
+    joules = method.mean_of("training", "joules")
+    return {} if joules is None else {"energy, kJ": number(joules / 1e3)}
 
 
 def short(method: Method, places: Sequence[Place]) -> dict[str, str]:
