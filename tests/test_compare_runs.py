@@ -15,13 +15,12 @@ import compare
 import pytest
 import soundfile
 import whispers
-from comparing.measures import measured
 from comparing.methods import make_methods
 from comparing.page import write_page
 from comparing.planned import Budget, plan_runs
-from comparing.processes import launched, ran
-from comparing.results import make_result, read_kept, write_result
-from comparing.sitting import RIVAL, General, budgeted, hear, pace_of, time_updates, train
+from comparing.processes import launched
+from comparing.results import read_kept, write_result
+from comparing.sitting import General, budgeted, hear, pace_of, time_updates, train
 from comparing.table import show
 from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
@@ -144,25 +143,9 @@ def english(tmp_path_factory) -> Path:
 def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(english)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    found = ran((str(RIVAL), "tiny.yaml", *SHORT, "output=runs", "name=rival"), Path("rival.log"))
-    assert found.outcome == "finished", found.said
     run, ours = plan_runs(["tiny.yaml", *SHORT], 1, Budget(), rival=True)[::-1]
     assert (run.rival, ours.rival) == (True, False)
     assert run.key != ours.key
-    write_result(Path("results"), make_result(run, found, measured(Path("runs/rival"))))
-    kept = read_kept(Path("results"))
-    assert kept.problems == ()
-    (method,) = make_methods(list(kept.results.values()), [])
-    assert method.wer.value == kept.results[run.key]["measured"]["scores"]["tuned"]["wer"]
-    show([method], [], [], Console(width=80))
-    assert "rival" in capsys.readouterr().out
-    assert write_page(Path("results"), [method], [], []).is_file()
-
-
-def test_what_the_rival_forgets_is_decoded_with_what_it_learned(english: Path, monkeypatch) -> None:
-    monkeypatch.chdir(english)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    (_, run) = plan_runs(["tiny.yaml", *SHORT], 1, Budget(), rival=True)
     result = train(run, Console(quiet=True))
     assert result["outcome"] == "finished", result["said"]
     test = Path(run.recipe.data.test.manifest)
@@ -170,6 +153,16 @@ def test_what_the_rival_forgets_is_decoded_with_what_it_learned(english: Path, m
     assert "failed" not in heard, heard
     first = {name: values[:3] for name, values in result["measured"]["clips"]["tuned"].items()}
     assert heard["clips"]["tuned"] == first  # the same clips, by the adapter that was kept
+    write_result(Path("results"), result | {"general": heard})
+    kept = read_kept(Path("results"))
+    assert kept.problems == ()
+    (method,) = make_methods(list(kept.results.values()), [])
+    assert method.wer.value == result["measured"]["scores"]["tuned"]["wer"]
+    assert method.padded.value == 0  # it knows nothing else
+    assert method.forgotten is not None
+    show([method], [], [], Console(width=80))
+    assert "rival" in capsys.readouterr().out
+    assert write_page(Path("results"), [method], [], []).is_file()
 
 
 def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, monkeypatch) -> None:
