@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, BinaryIO
 
 from peft_whisper.errors import RecipeError, StateError
 from peft_whisper.signals import held
@@ -104,10 +104,15 @@ def check_seal(folder: Path) -> None:
 
 def sha256(path: Path) -> str:
     """SHA-256 (hex) of a file."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return sha256_of(file)
+
+
+def sha256_of(file: BinaryIO) -> str:
+    """SHA-256 (hex) of what an open file holds from here on."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 

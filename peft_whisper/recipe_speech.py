@@ -22,6 +22,12 @@ class Columns(Section):
 
     audio: str = Field("audio", min_length=1, description="Column with the sound.")
     text: str = Field("text", min_length=1, description="Column with the transcript.")
+    sha256: str | None = Field(
+        None,
+        min_length=1,
+        description="Column with each sound file's SHA-256, then needed in every row; "
+        "null: sha256 of a manifest or folder, where a row has one.",
+    )
 
 
 class Source(Section):

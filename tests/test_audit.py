@@ -25,6 +25,7 @@ from peft_whisper.data.audit import (
 )
 from peft_whisper.data.corpus import Row, read_rows
 from peft_whisper.errors import DataError
+from peft_whisper.files import write_jsonl
 from peft_whisper.recipe_speech import Source
 
 RATE = 16_000
@@ -91,6 +92,7 @@ BAD = {
     "empty transcript": [row(encoded(loud), text=text) for text in ("", " ", "\t\n\u3000")],
     "nan samples": [row(encoded(with_nan, "WAV", "FLOAT"))],
     "duration differs": [row(encoded(loud), duration_s=0.8)],
+    "checksum differs": [row(encoded(loud), file_sha256="0123456789ab" + 52 * "c")],
 }
 
 
@@ -115,6 +117,7 @@ def test_each_kind_of_bad_clip_is_named(expected, checked):
         row(encoded(loud), text="..."),
         row(encoded(loud), duration_s=1.09),
         row(encoded(loud), duration_s=0.91),
+        row(encoded(loud), file_sha256=hashlib.sha256(encoded(loud)).hexdigest()),
         row(encoded(noise(1.0, 10 ** (-70 / 20)))),
     ],
 )
@@ -126,8 +129,27 @@ def test_details_say_what_was_found_and_expected():
     assert verdict(BAD["too many tokens"][0])[1] == "449 with the prefix; at most 448"
     assert verdict(row(encoded(noise(45.0))))[1] == "45.00 s; at most 30 s"
     assert verdict(BAD["duration differs"][0])[1] == "0.80 s declared, 1.00 s decoded"
+    found = hashlib.sha256(encoded(loud)).hexdigest()[:12]
+    said = f"SHA-256 0123456789ab... declared, {found}... found"
+    assert verdict(BAD["checksum differs"][0])[1] == said
     assert "data.channel to first" in verdict(BAD["silent"][2])[1]
     assert verdict(BAD["silent"][2], "first") == ("kept", "")
+
+
+def test_the_sum_of_a_segment_is_that_of_its_file(tmp_path):
+    (tmp_path / "long.wav").write_bytes(encoded(noise(60.0)))
+    digest = hashlib.sha256((tmp_path / "long.wav").read_bytes()).hexdigest()
+    rows = [
+        {"audio": "long.wav", "text": "t", "start": at, "end": at + 2, "sha256": digest}
+        for at in range(0, 60, 2)
+    ]
+    rows[7]["sha256"] = "0" * 64
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    found = audit(read_rows(Source(manifest=str(tmp_path / "rows.jsonl"))), count)
+    assert len(found.clips) == 29
+    assert [(one.where, one.cause) for one in found.rejected] == [
+        ("rows.jsonl:8", "checksum differs")
+    ]
 
 
 def test_kept_and_rejected_are_all_that_was_listed_in_their_order():

@@ -114,6 +114,35 @@ def test_names_of_columns_and_limit_come_from_the_recipe(tmp_path):
     assert [row.text for row in found] == ["0", "1", "2"]
 
 
+SUM = "0123456789abcdef" * 4
+
+
+def test_sums_of_files_are_taken_from_where_they_are(tmp_path):
+    given = [{"audio": "a.wav", "text": "t", "sha256": one} for one in (SUM, SUM.upper(), None, "")]
+    source = manifest(tmp_path, [*given, {"audio": "a.wav", "text": "t"}])
+    assert [row.file_sha256 for row in rows_of(source)] == [SUM, SUM, None, None, None]
+    (tmp_path / "metadata.csv").write_text(f"file_name,text,sha256\na.wav,t,{SUM}\n")
+    assert rows_of(Source(folder=str(tmp_path)))[0].file_sha256 == SUM
+
+
+@pytest.mark.parametrize("wrong", [SUM[1:], SUM + "0", "g" + SUM[1:], "md5", 5, True, [SUM]])
+def test_what_is_no_sum_is_refused_with_its_line(tmp_path, wrong):
+    rows = [{"audio": "a.wav", "text": "t", "sha256": one} for one in (SUM, wrong)]
+    said = error_of(manifest(tmp_path, rows))
+    assert "train.jsonl:2: sha256: expected a SHA-256, the 64 hex digits" in said
+    assert repr(wrong)[:60] in said
+
+
+def test_where_the_recipe_names_a_column_of_sums_every_row_must_have_one(tmp_path):
+    rows = [{"audio": "a.wav", "text": "t", "sum": SUM, "sha256": "another's"}]
+    source = {"manifest": manifest(tmp_path, rows).manifest, "columns": {"sha256": "sum"}}
+    assert rows_of(Source.model_validate(source))[0].file_sha256 == SUM
+    manifest(tmp_path, [*rows, rows[0] | {"sum": None}])
+    assert "train.jsonl:2: sum: expected a SHA-256" in error_of(Source.model_validate(source))
+    manifest(tmp_path, [*rows, {"audio": "a.wav", "text": "t"}])
+    assert "train.jsonl:2: no column sum" in error_of(Source.model_validate(source))
+
+
 def test_relative_paths_begin_at_the_base_folder(tmp_path):
     manifest(tmp_path, [{"audio": "a.wav", "text": "t"}])
     (row,) = rows_of(Source(manifest="train.jsonl"), base_dir=tmp_path)
@@ -437,6 +466,14 @@ def test_columns_of_a_table_are_named_when_one_is_missing(tmp_path, cache):
     columns = {"audio": "audio.throat_microphone", "text": "sentence"}
     (row,) = rows_of(Source.model_validate({"parquet": str(path), "columns": columns}))
     assert len(load_wave(row.audio)) == 8_000
+
+
+def test_sums_of_a_table_are_looked_at_only_where_the_recipe_names_them(tmp_path, cache):
+    rows = [{"audio": sound(0), "text": "a", "sha256": SUM}]
+    source = {"parquet": str(table(tmp_path / "data" / "a.parquet", rows))}
+    assert rows_of(Source.model_validate(source))[0].file_sha256 is None
+    (named,) = rows_of(Source.model_validate(source | {"columns": {"sha256": "sha256"}}))
+    assert named.file_sha256 == SUM
 
 
 def test_damaged_or_missing_parquet_is_one_sentence(tmp_path, cache):

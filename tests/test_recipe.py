@@ -53,7 +53,7 @@ HUB = {
     "revision": "abc",
     "streaming": "true",
     "limit": "9",
-    "columns": {"audio": "sound", "text": "words"},
+    "columns": {"audio": "sound", "text": "words", "sha256": "sum"},
 }
 FULL: dict[str, Any] = {  # every key but the rivals of those given; values as YAML writes them
     "name": "full",

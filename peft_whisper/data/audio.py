@@ -14,6 +14,7 @@ import numpy as np
 from peft_whisper.data.containers import shortage
 from peft_whisper.data.mel import SAMPLE_RATE
 from peft_whisper.errors import DataError
+from peft_whisper.files import sha256_of
 
 if TYPE_CHECKING:
     import soundfile
@@ -134,6 +135,18 @@ def sound_of(ref: AudioRef) -> Iterator[soundfile.SoundFile]:
                 yield sound
         except soundfile.LibsndfileError as error:
             raise AudioError("unreadable", _reason(error)) from error
+
+
+def encoded_sha256(ref: AudioRef) -> str:
+    """SHA-256 (hex) of the encoded bytes, all of the file's for a segment too.
+
+    Raises AudioError (unreadable) where they can't be read.
+    """
+    with _opened(ref) as file:
+        try:
+            return sha256_of(file)
+        except OSError as error:
+            raise AudioError("unreadable", error.strerror or type(error).__name__) from error
 
 
 @contextmanager

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from peft_whisper.data.ahead import in_order
-from peft_whisper.data.audio import SILENCE_RMS, AudioError, AudioRef, load_wave, rms
+from peft_whisper.data.audio import (
+    SILENCE_RMS,
+    AudioError,
+    AudioRef,
+    encoded_sha256,
+    load_wave,
+    rms,
+)
 from peft_whisper.data.labels import MAX_TOKENS
 from peft_whisper.data.mel import SAMPLE_RATE
 from peft_whisper.environment import cores
@@ -37,10 +44,12 @@ CAUSES = (
     "empty transcript",
     "nan samples",
     "duration differs",
+    "checksum differs",
 )
 MAX_S = 30.0  # Whisper's window
 MIN_SAMPLES = 800  # 50 ms: no speech sound with its transitions is shorter
 DURATION_SLACK_S = 0.1  # between the manifest's duration and the decoded one
+SHOWN = 12  # hex digits of a sum
 # Threads: libsndfile and soxr release Python's lock. Each may hold a wave of 30 s, 12 MB before it
 # is 16 kHz mono, and with more of them than this the lock is what they wait for.
 DECODERS = min(16, cores())
@@ -98,7 +107,8 @@ def audit(
     clips: list[Clip] = []
     rejected: list[Rejected] = []
     counted = _counted(rows, count_tokens)
-    results = in_order(partial(_check, channel), counted, DECODERS, ahead=2 * DECODERS)
+    check = partial(_check, channel, _sums())
+    results = in_order(check, counted, DECODERS, ahead=2 * DECODERS)
     with progress(console or Console(quiet=True), title, most) as task:
         for result in results:
             if isinstance(result, Clip):
@@ -117,7 +127,18 @@ def _counted(rows: Iterable[Row], count_tokens: CountTokens) -> Iterator[tuple[R
             raise DataError(f"{row.where} ({row.id}): {error}") from error
 
 
-def _check(channel: str, counted: tuple[Row, int]) -> Clip | Rejected:
+def _sums() -> Callable[[AudioRef], str]:
+    """What gives SHA-256 sums (hex) of sounds' files; those of the last few files are kept.
+
+    Segments of one long recording come one after the other, and it is read once for all of them.
+    """
+    of_file = lru_cache(DECODERS)(lambda path: encoded_sha256(AudioRef(path=path)))
+    return lambda ref: of_file(ref.path) if ref.path is not None else encoded_sha256(ref)
+
+
+def _check(
+    channel: str, sum_of: Callable[[AudioRef], str], counted: tuple[Row, int]
+) -> Clip | Rejected:
     row, tokens = counted
     try:
         if not row.text.strip():
@@ -126,6 +147,8 @@ def _check(channel: str, counted: tuple[Row, int]) -> Clip | Rejected:
             raise AudioError("too many tokens", f"{tokens} with the prefix; at most {MAX_TOKENS}")
         wave = load_wave(row.audio, channel, MAX_S)
         _check_wave(wave, row.duration_s)
+        if row.file_sha256 is not None:  # last: the other causes say more of what is wrong
+            _check_sum(sum_of(row.audio), row.file_sha256)
     except AudioError as error:
         return Rejected(row.id, row.where, error.cause, error.detail)
     return Clip(
@@ -151,6 +174,12 @@ def _check_wave(wave: np.ndarray, declared_s: float | None) -> None:
         raise AudioError(cause, f"{declared_s:.2f} s declared, {seconds:.2f} s decoded")
     if rms(wave) < SILENCE_RMS:
         raise AudioError("silent", f"level {rms(wave):.1e} of full scale; speech is above 1e-4")
+
+
+def _check_sum(found: str, declared: str) -> None:
+    if found != declared:
+        detail = f"SHA-256 {declared[:SHOWN]}... declared, {found[:SHOWN]}... found"
+        raise AudioError("checksum differs", detail)
 
 
 def sample_hash(wave: np.ndarray) -> str:

@@ -13,6 +13,7 @@ from peft_whisper.data.fields import (
     as_language,
     as_name,
     as_seconds,
+    as_sha256,
     as_transcript,
     file_inside,
     required,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 METADATA = ("metadata.csv", "metadata.jsonl")  # of an audiofolder, as `datasets` names them
 FILE_NAME = "file_name"  # an audiofolder's column for the sound, where the recipe names none
+SUM = "sha256"  # a listing's column for the sum of a row's file, where the recipe names none
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Row:
     speaker: str | None
     duration_s: float | None  # as declared
     where: str
+    file_sha256: str | None = None  # hex, as declared: of the encoded bytes, all of the file's
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ def read_rows(
     `language` is what rows have that name none; relative paths begin at `base_dir` (default: the
     current folder). Ids come from the column `id`, or else from the sound file's name; a name that
     comes again gets -2, -3, ... appended, in the order of the rows. Raises DataError, naming the
-    row: broken files, missing columns, unknown languages, sounds outside the source's folder, an
-    `id` given twice in a folder or manifest.
+    row: broken files, missing columns, unknown languages, sums that are none, sounds outside the
+    source's folder, an `id` given twice in a folder or manifest.
     """
     base = Path(base_dir or ".")
     if source.hub is not None:
@@ -128,7 +131,15 @@ def _listed(path: Path, columns: Columns, folder: bool) -> Iterator[Row]:
             speaker=as_name(fields, "speaker", said),
             duration_s=duration_s,
             where=f"{path.name}:{number}",
+            file_sha256=_file_sum(fields, columns, said, fields.get(SUM)),
         )
+
+
+def _file_sum(fields: dict[str, Any], columns: Columns, where: str, unasked: Any) -> str | None:
+    """The sum that a row declares: each must where the recipe names a column, or else `unasked`."""
+    if columns.sha256 is not None:
+        return as_sha256(required(fields, columns.sha256, where), columns.sha256, where)
+    return None if unasked in (None, "") else as_sha256(unasked, SUM, where)
 
 
 def _segment(
@@ -183,8 +194,9 @@ def _tabled(
 ) -> Iterator[Row]:
     """Rows of a Hub data set or a parquet file.
 
-    Columns named start, end and duration are not looked at: the sound in a table is the clip
-    itself, and they describe the recording that it was cut from.
+    Columns named start, end, duration and sha256 are not looked at: the sound in a table is the
+    clip itself, and they describe the recording that it was cut from. A sum that the recipe names a
+    column for is that of the bytes in the table.
     """
     ids = Ids(strict=False)
     for number, fields in enumerate(listed):
@@ -200,6 +212,7 @@ def _tabled(
             speaker=as_name(fields, "speaker", where),
             duration_s=None,
             where=where,
+            file_sha256=_file_sum(fields, columns, where, None),
         )
 
 

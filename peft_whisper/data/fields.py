@@ -16,6 +16,7 @@ from peft_whisper.languages import Language
 Fields = Mapping[str, Any]
 
 LANGUAGES = frozenset(get_args(Language))
+SHA256 = re.compile("[0-9a-f]{64}")
 SURROGATES = re.compile("[\ud800-\udfff]")  # half a character: JSON can write it, UTF-8 can't
 SHOWN = 60  # characters of a wrong value
 
@@ -106,6 +107,17 @@ def _english_names() -> dict[str, str]:
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     return TO_LANGUAGE_CODE
+
+
+def as_sha256(value: Any, name: str, where: str) -> str:
+    """A SHA-256 as `sha256sum` prints it, 64 hex digits; small letters come back."""
+    digits = value.strip().lower() if isinstance(value, str) else ""
+    if not SHA256.fullmatch(digits):
+        raise DataError(
+            f"{where}: {name}: expected a SHA-256, the 64 hex digits that sha256sum prints, found "
+            f"{_shown(value)}"
+        )
+    return digits
 
 
 def file_inside(root: Path, name: Any, where: str) -> Path:

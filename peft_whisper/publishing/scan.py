@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
+from peft_whisper.masking import TOKENS
+
 BLOCK = 1 << 20  # bytes read at once
 OVERLAP = 1 << 12  # bytes read twice, so that nothing hides where two blocks meet
 TEXT = 1 << 24  # bytes; a larger file is no text that a person wrote
 LEAST = 8  # characters: a shorter secret is found by chance
 
-TOKENS = {
-    "a Hugging Face token": rb"\bhf_(?:oauth_)?[A-Za-z0-9]{20,}|\bapi_org_[A-Za-z]{20,}",
-    "a GitHub token": rb"\bgh[opsur]_[A-Za-z0-9]{30,}|\bgithub_pat_[A-Za-z0-9_]{30,}",
-    "a GitLab token": rb"\bglpat-[\w-]{20,}",
-    "an API key": rb"\bsk-[A-Za-z0-9_-]{20,}|\bAIza[\w-]{35}|\bxox[abeprs]-[A-Za-z0-9-]{10,}",
-    "an access key of a cloud": rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
-    "a JSON web token": rb"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}",
-    "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": rb"\b[a-z][a-z0-9+]{1,9}://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,}@",
-}
+LOGIN = rb"\b[a-z][a-z0-9+]{1,9}://[^\s/:@\"'<>]{1,64}:[^\s/@\"'<>]{3,}@"
 ASSIGNED = (  # in texts alone; a name that says what it is, and something long behind it
     rb"(?i)(?:token|secret|passwd|password|api[_-]?key|access[_-]?key)[\"']?\s*[:=]\s*[\"']?"
     rb"[A-Za-z0-9_./+-]{20,}"
@@ -98,7 +91,8 @@ def _rules(name: str | None) -> dict[str, re.Pattern[bytes]]:
         rules["a secret"] = ASSIGNED
     if name is not None and Path(name).name not in VOCABULARIES:  # whose words hold slashes
         paths.insert(0, PATHS)
-    rules |= TOKENS | {PATH: b"|".join(paths)}
+    rules |= {what: shape.encode() for what, shape in TOKENS.items()}
+    rules |= {"a password in an address": LOGIN, PATH: b"|".join(paths)}
     return {what: re.compile(text) for what, text in rules.items()}
 
 

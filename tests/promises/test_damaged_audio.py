@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from test_audio import encoded, speech_like
 
 from peft_whisper.data.audio import AudioRef, load_wave
 from peft_whisper.data.audit import CAUSES, audit
-from peft_whisper.data.corpus import Row
+from peft_whisper.data.corpus import read_rows
+from peft_whisper.files import write_jsonl
+from peft_whisper.recipe_speech import Source
 
 FORMATS = ("wav", "flac", "ogg", "opus", "mp3")
 DRAW = np.random.default_rng(1)
@@ -60,7 +64,8 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "bytes behind": lambda data: data + NOISE[:500],
     "twice in one file": lambda data: data + data,
 }
-# WAV and MP3 hold no checksum of their sound: what is put in the place of other sound is not seen.
+# WAV and MP3 hold no checksum of their sound: what is put in the place of other sound is not seen
+# where the manifest holds none either.
 UNSEEN = {
     ("wav", "2,000 bytes twice"),
     ("wav", "4,000 bytes zeroed"),
@@ -84,32 +89,48 @@ def is_harmless(good: np.ndarray, damaged: np.ndarray) -> bool:
     return (np.abs(good[:both] - damaged[:both]) > AUDIBLE).sum() <= HARMLESS_S * 16_000
 
 
-def test_every_kind_of_damage_in_every_format(capfd: pytest.CaptureFixture[str]) -> None:
-    rows, waves = [], {}
+def planted(folder: Path) -> tuple[list[dict[str, str]], dict[str, np.ndarray]]:
+    """Files whole and damaged, rows that list them with the sums of the whole, and their sound."""
+    listed, waves = [], {}
     for kind in FORMATS:
         data = encoded(speech_like(), kind)
         waves[kind] = load_wave(AudioRef(data=data))
         for damage, change in [("none", lambda data: data), *DAMAGE.items()]:
-            name, ref = f"{kind}/{damage}", AudioRef(data=change(data))
-            rows.append(Row(name, ref, "some words", None, None, None, f"rows.jsonl:{name}"))
-    found = audit(rows, lambda _text, _language: 5)
+            file = f"{len(listed)}.{kind}"
+            (folder / file).write_bytes(change(data))
+            row = {"id": f"{kind}/{damage}", "audio": file, "text": "some words"}
+            listed.append(row | {"sha256": hashlib.sha256(data).hexdigest()})
+    return listed, waves
+
+
+def test_every_kind_of_damage_in_every_format(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listed, waves = planted(tmp_path)
+
+    def audited(*without: str) -> tuple[int, int, set[tuple[str, str]]]:
+        """How many are named, how many proven harmless, and which are not seen."""
+        rows = [{key: one for key, one in row.items() if key not in without} for row in listed]
+        write_jsonl(tmp_path / "rows.jsonl", rows)
+        source = Source(manifest=str(tmp_path / "rows.jsonl"))
+        found = audit(read_rows(source), lambda _text, _language: 5)
+        assert len(found.clips) + len(found.rejected) == len(listed)
+        assert all(one.cause in CAUSES and one.detail for one in found.rejected)
+        kept = {tuple(clip.id.split("/")): load_wave(clip.audio) for clip in found.clips}
+        for kind in FORMATS:
+            del kept[kind, "none"]  # or KeyError: it is whole
+        unseen = {one for one, wave in kept.items() if not is_harmless(waves[one[0]], wave)}
+        return len(found.rejected), len(kept) - len(unseen), unseen
+
+    alone, summed = audited("sha256"), audited()
     capfd.readouterr()  # what the MP3 decoder says of each
-    kept = {clip.id: clip.audio for clip in found.clips}
-    assert len(found.clips) + len(found.rejected) == len(rows) == len(FORMATS) * (len(DAMAGE) + 1)
-    assert all(one.cause in CAUSES and one.detail for one in found.rejected)
-    harmless, unseen = 0, set()
-    for name, ref in kept.items():
-        kind, damage = name.split("/")
-        if is_harmless(waves[kind], load_wave(ref)):
-            harmless += damage != "none"
-        else:
-            unseen.add((kind, damage))
-    capfd.readouterr()
-    assert sum(name.endswith("/none") for name in kept) == len(FORMATS)
     total = len(FORMATS) * len(DAMAGE)
+    assert len(listed) == total + len(FORMATS)
     print(
-        f"\n{len(DAMAGE)} kinds of damage in {len(FORMATS)} formats, {total} clips: "
-        f"{len(found.rejected)} named, {harmless} proven harmless, {len(unseen)} not seen (WAV and "
-        "MP3 hold no checksum); kept + rejected = listed"
+        f"\n{len(DAMAGE)} kinds of damage in {len(FORMATS)} formats, {total} clips, with checksums "
+        f"in the manifest: {summed[0]} named, {summed[1]} proven harmless, {len(summed[2])} not "
+        f"seen; without: {alone[0]} named, {alone[1]} proven harmless, {len(alone[2])} not seen "
+        "(WAV and MP3 hold no checksum); kept + rejected = listed"
     )
-    assert unseen == UNSEEN
+    assert summed[2] == set()
+    assert alone[2] == UNSEEN

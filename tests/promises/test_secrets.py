@@ -11,6 +11,9 @@ from urllib.parse import quote
 import pytest
 from killed_runs import ARGUMENTS, FULL, Runs
 
+from peft_whisper.masking import MASK, TOKENS, masked
+from peft_whisper.publishing.scan import findings
+
 # Made up, and put together here so that no scanner takes this file for a leak.
 HUB, OTHER_HUB = "hf_" + "QwErTyUiOpAsDfGhJkLzXcVbNmQwErTyUi", "hf_" + "aB3dE6gH9" * 4
 AMAZON, WEIGHTS_AND_BIASES = "AKIA" + "QX7ZP2LM9KD4WS6T", "c0ffee5eed" * 4
@@ -52,6 +55,17 @@ COMMANDS: dict[str, tuple[tuple[str, ...], bool]] = {
     "evaluate, a token for a run": ((OTHER_HUB,), False),
 }
 SLOW = ("plan",)
+
+# One of each shape, made up in halves as those above.
+SHAPED = {
+    "a Hugging Face token": HUB,
+    "a GitHub token": "ghp_" + "x7" * 18,
+    "a GitLab token": "glpat-" + "x7-_" * 5,
+    "an API key": "sk-" + "proj-x7" * 4,
+    "an access key of a cloud": AMAZON,
+    "a JSON web token": "eyJ" + "hbGciOiJIUzI1NiJ9.eyJ" + "zdWIiOiIxMjM0NTY3In0.x7-_x7",
+    "a private key": "-----BEGIN " + "PRIVATE KEY-----\nMIIEvQ/x7+x7==\n",
+}
 
 
 def spellings(secret: str) -> Iterator[bytes]:
@@ -95,6 +109,14 @@ def test_the_scan_finds_what_is_there() -> None:
         for before in range(3):
             assert hits(base64.b64encode(b"x" * before + secret.encode() + b"and on")) == [secret]
     assert hits(b"nothing of it") == []
+
+
+def test_what_is_masked_in_messages_is_found_in_files() -> None:
+    assert set(SHAPED) == set(TOKENS)
+    for what, secret in SHAPED.items():
+        assert masked(f"before {secret}") == f"before {MASK}"
+        for data in (secret.encode(), b"\0" + secret.encode() + b"\0"):  # a text, another file
+            assert [one.what for one in findings("file", data)] == [what]
 
 
 def test_no_secret_is_written_or_printed(runs: Runs, planted: set[Path]) -> None:
