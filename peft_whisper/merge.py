@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_whisper.errors import RecipeError, UserError, first_line, run
+from peft_whisper.errors import RecipeError, UserError, run
 from peft_whisper.files import check_new_folder
 from peft_whisper.terminal import Terminal
 
@@ -155,18 +155,26 @@ def speech_of(args: argparse.Namespace, mixture: Mixture, base: Base) -> tuple[S
     from peft_whisper.run_folder import recipe_of
     from peft_whisper.scoring.sample import sample
 
+    missing = NO_RUN.format(mixture.adapters[0])
     try:
         recipe = recipe_of(mixture.adapters[0])
-        if recipe is None and args.speech is None:
-            return None, NO_RUN.format(mixture.adapters[0])
-        data = recipe.data if recipe else None
-        rule = recipe.evaluation.normalizer if recipe else None
-        count = args.count or TRIED
-        return sample(base, data, rule, args.speech, args.language, count), ""
+    except RecipeError as error:
+        recipe, missing = None, in_one_line(error)
+    if recipe is None and args.speech is None:
+        return None, missing
+    data = recipe.data if recipe else None
+    rule = recipe.evaluation.normalizer if recipe else None
+    try:
+        return sample(base, data, rule, args.speech, args.language, args.count or TRIED), ""
     except UserError as error:
         if args.speech is not None:
             raise
-        return None, f"the run's test speech can't be used ({first_line(error)})"
+        return None, f"the run's test speech can't be used ({in_one_line(error)})"
+
+
+def in_one_line(error: UserError) -> str:
+    """A recipe's problems, for instance, are a line each."""
+    return " ".join(str(error).split())
 
 
 def mixture_of(args: argparse.Namespace) -> Mixture:
