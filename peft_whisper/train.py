@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 
     from peft_whisper.training.loop import Result
     from peft_whisper.training.optim import Masters
+    from peft_whisper.training.standing import Standing
     from peft_whisper.training.stream import Course
+    from peft_whisper.training.updater import Updater
+
+CHECKPOINTS = "checkpoints"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -131,10 +135,10 @@ def train(
     From the checkpoint where it had `begun`, a run goes on to what it would have come to.
     """
     from peft_whisper.planning.preflight import measured_beside
-    from peft_whisper.training import checkpoint
+    from peft_whisper.training.checkpoint import check_space
     from peft_whisper.training.frozen import run_frozen_layers
     from peft_whisper.training.loop import Run, fit
-    from peft_whisper.training.standing import Standing, read_standing
+    from peft_whisper.training.standing import read_standing
 
     recipe = session.recipe
     course = make_course(session, accelerator.num_processes)
@@ -143,19 +147,11 @@ def train(
     if updater.first_layer is not None:
         where = recipe.training.frozen_cache
         course = run_frozen_layers(course, updater, where, folder, console)
-    checkpoints = folder / "checkpoints"
     standing = read_standing(begun, updater) if begun else None
     if accelerator.is_main_process:
-        checkpoint.check_space(checkpoints, updater)
+        check_space(folder / CHECKPOINTS, updater)
         if standing:
             rewind(folder / "log.jsonl", standing.update, standing.due)
-    facts = same_facts(session, accelerator.num_processes)
-
-    def keep(at: Standing) -> None:
-        if accelerator.is_main_process:
-            checkpoint.save_run(checkpoints, at, updater, facts)
-            checkpoint.rotate(checkpoints, recipe.checkpoints.keep_last, at)
-
     with progress(console, "training", course.updates) as task, stop.waiting(console.print):
         log = RunLog(folder / "log.jsonl", task, console, accelerator)
         if course.frozen and not begun:
@@ -167,7 +163,7 @@ def train(
             recipe.checkpoints.minutes,
             Run(
                 lambda: validate(session, model, updater.masters, accelerator, stop),
-                keep,
+                keeper(session, folder, updater),
                 stop.check if accelerator.num_processes == 1 else agreed(stop, accelerator),
                 log,
             ),
@@ -177,9 +173,24 @@ def train(
             log(measured_beside(found["memory"]))
     target = folder / ("model" if recipe.adapter.method == "none" else "adapter")
     if accelerator.is_main_process:
-        publish_best(session, checkpoints, result.best.update, target)
+        publish_best(session, folder / CHECKPOINTS, result.best.update, target)
     model.to("cpu")  # the final test loads from disk and wants the card's memory
     return result, target
+
+
+def keeper(session: Session, folder: Path, updater: Updater) -> Callable[[Standing], None]:
+    """What stores a checkpoint and lets go of those that are no longer needed."""
+    from peft_whisper.training.checkpoint import rotate, save_run
+
+    accelerator = updater.accelerator
+    facts = same_facts(session, accelerator.num_processes)
+
+    def keep(at: Standing) -> None:
+        if accelerator.is_main_process:
+            save_run(folder / CHECKPOINTS, at, updater, facts)
+            rotate(folder / CHECKPOINTS, session.recipe.checkpoints.keep_last, at)
+
+    return keep
 
 
 def publish_best(session: Session, checkpoints: Path, update: int, target: Path) -> None:

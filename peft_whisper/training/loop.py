@@ -75,8 +75,8 @@ def fit(
     """
     world = updater.accelerator.num_processes
     at = begun or Standing(0, due=True, best=Selection(evaluation.metric), meter=Meter(world))
-    start = {"event": "start", "updates": course.updates, "per_epoch": course.updates_per_epoch}
-    run.log({"event": "resume", "update": at.update} if begun else start)
+    sizes = {"updates": course.updates, "per_epoch": course.updates_per_epoch}
+    run.log({"event": "resume", "update": at.update} if begun else {"event": "start"} | sizes)
     kept = time.perf_counter()
     updater.plan(course.updates)
     try:
@@ -107,9 +107,13 @@ def fit(
         saved = f"update {at.update} is saved, the same command goes on"
         raise Stopped(stop.signum, saved) from None
     if at.update < course.updates:
-        why = f"{evaluation.metric} no lower for {at.best.waited} validations"
-        run.log({"event": "stop", "update": at.update, "reason": why})
+        _tell_early_end(at, evaluation, run.log)
     return Result(at.update, at.best, at.meter.summary())
+
+
+def _tell_early_end(at: Standing, evaluation: Evaluation, log: Log) -> None:
+    why = f"{evaluation.metric} no lower for {at.best.waited} validations"
+    log({"event": "stop", "update": at.update, "reason": why})
 
 
 def _update(
