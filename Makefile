@@ -8,7 +8,7 @@ PROMISED := tests/promises $(MUTATED)
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test test-export test-studio promises promises-rivals mutants lint bench-speed bench-methods \
-	bench-memory bench-saves bars clean
+	bench-gpu bench-memory bench-saves bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -53,6 +53,12 @@ bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; e
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 \
 		--card a10 --card h100 --card-base openai/whisper-large-v3
+
+bench-gpu: $(INSTALLED)  ## the same table for Large V3's recipes on the card that is here: WER, memory, speed, energy
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/python benchmarks/compare.py recipes/lora_a10.yaml recipes/decoder_a10.yaml \
+		recipes/lora_int8_a10.yaml recipes/qlora_t4.yaml recipes/full_8bit_a10.yaml recipes/full_h100.yaml \
+		--on benchmarks/large_v3.yaml --seeds 3
 
 bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 25 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py

@@ -34,7 +34,12 @@ from peft_whisper.terminal import Terminal
 
 RESULTS = Path(__file__).parent / "results"
 # Enough to see every part of the table made; too little to tell methods apart.
-QUICK = ("data.test.limit=24", "data.validation.limit=24", "training.warmup=2")
+QUICK_CLIPS = 24
+QUICK = (
+    f"data.test.limit={QUICK_CLIPS}",
+    f"data.validation.limit={QUICK_CLIPS}",
+    "training.warmup=2",
+)
 QUICK_UPDATES = 6
 
 
@@ -125,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
     budget = Budget(args.updates, args.clips, args.minutes)
     runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
-    speech = general_speech(args.general, runs)
+    speech = general_speech(args.general, runs, QUICK_CLIPS if args.quick else None)
     into = args.into or RESULTS / machine_name() / ("quick" if args.quick else "compare")
     console = Terminal()
     kept = read_kept(into)
@@ -155,7 +160,7 @@ def alone() -> None:
         raise StateError(f"another comparison is running here ({OUTPUT}): wait for it") from error
 
 
-def general_speech(named: Path | None, runs: list[Run]) -> General | None:
+def general_speech(named: Path | None, runs: list[Run], limit: int | None) -> General | None:
     """The manifest that was named, else the clean one beside the test's; None without either."""
     manifest = named
     if manifest is None:
@@ -165,7 +170,7 @@ def general_speech(named: Path | None, runs: list[Run]) -> General | None:
     if manifest is None:
         return None
     try:
-        return General(manifest, hashlib.sha256(manifest.read_bytes()).hexdigest())
+        return General(manifest, hashlib.sha256(manifest.read_bytes()).hexdigest(), limit)
     except OSError as error:
         raise RecipeError(f"--general: {manifest}: {error.strerror}") from error
 

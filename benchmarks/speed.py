@@ -11,6 +11,7 @@ The figures are measured; they are printed, and kept in benchmarks/results/<mach
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -147,6 +148,8 @@ def fastest(session: Session, train: list[Example], console: Console) -> tuple[s
             rival.update()
             seconds = time.process_time() - began
             tried.append({"precision": precision, "micro": micro, "core_s": seconds})
+            del rival
+            gc.collect()  # a trainer and its callbacks hold each other, and its model with them
     best = min(tried, key=lambda one: one["core_s"])
     shown = ", ".join(f"{one['precision']} x {one['micro']} {one['core_s']:.1f} s" for one in tried)
     console.print(

@@ -71,8 +71,9 @@ def machine() -> dict[str, Any]:
 
 
 def machine_name() -> str:
-    """The machine as a folder's name: its processor and its number of cores."""
-    text = f"{_cpu()}-{cores()}-cores".lower()
+    """The machine as a folder's name: its card, or else its processor and number of cores."""
+    gpu = machine()["gpu"]
+    text = (gpu["name"] if gpu else f"{_cpu()}-{cores()}-cores").lower()
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from peft_whisper.environment import cores, machine, versions
 from peft_whisper.errors import RecipeError, StateError, run
 from peft_whisper.files import check_new_folder, staged_folder, write_json, write_text
+from peft_whisper.final_test import transcripts, write_pages, write_scores
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_yaml import dump_recipe, load_recipe
 from peft_whisper.session import (
@@ -25,10 +26,7 @@ from peft_whisper.session import (
     data_facts,
     enough_memory,
     open_base,
-    transcripts,
     wordless,
-    write_pages,
-    write_scores,
 )
 from peft_whisper.signals import held
 from peft_whisper.terminal import Terminal

@@ -142,8 +142,8 @@ def whole_model(
     beside = next(place for place in into.absolute().parents if place.exists())
     with tempfile.TemporaryDirectory(prefix=".staging-merged-", dir=beside) as one:
         merged = Path(one) / "merged"
-        difference = merge(Mixture((trained,)), base, merged)
-        console.print(f"merged first: logits differ from the adapter's by at most {difference:.2e}")
+        logits = merge(Mixture((trained,)), base, merged).logits
+        console.print(f"merged first: logits differ from the adapter's by at most {logits:.2e}")
         yield found(str(merged)), told, recipe
 
 

@@ -1,6 +1,7 @@
 """Fold adapters into their base: one plain Whisper that needs no peft.
 
 python -m peft_whisper.merge outputs/demo_cpu/adapter --into merged/
+python -m peft_whisper.merge elsewhere/adapter --speech clips.jsonl --into merged/
 python -m peft_whisper.merge outputs/a outputs/b --weights 0.7 0.3 --into merged/
 python -m peft_whisper.merge outputs/a --sweep --general clean.jsonl --into strengths/
 """
@@ -11,27 +12,31 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_whisper.errors import RecipeError, run
+from peft_whisper.errors import RecipeError, UserError, run
 from peft_whisper.files import check_new_folder
 from peft_whisper.terminal import Terminal
 
 if TYPE_CHECKING:
     from peft_whisper.merging.fold import Mixture
+    from peft_whisper.merging.parity import Heard
     from peft_whisper.model.base import Base
+    from peft_whisper.scoring.sample import Speech
 
 METHODS = ("linear", "ties", "dare_linear", "dare_ties")
 DTYPES = ("float32", "bfloat16", "float16")
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MOST_STRENGTH = 2.0
 SWEPT = 120  # clips of each kind at most
+TRIED = 24  # clips at most that adapter and merged model are compared on
+NO_RUN = "{} lies in no run that names its test speech"
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="peft_whisper.merge",
         description="Fold LoRA adapters into the base they were trained on, in fp32 and from the "
-        "base's own unquantised weights. The logits of adapter and merged model are compared "
-        "before anything is kept.",
+        "base's own unquantised weights. Adapter and merged model are compared before anything is "
+        "kept: their logits, and their word error rates on test speech.",
         epilog="The result loads with WhisperForConditionalGeneration.from_pretrained(INTO). With "
         "--sweep INTO gets strengths.json and strengths.png instead.",
     )
@@ -51,6 +56,30 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="share of what was learnt: 0 is the base, 1 the adapter (default: 1)",
     )
+    _add_speech(made)
+    _add_several(made)
+    _add_sweep(made)
+    return made
+
+
+def _add_speech(made: argparse.ArgumentParser) -> None:
+    speech = made.add_argument_group("the speech that word error rates are read on")
+    speech.add_argument(
+        "--speech",
+        type=Path,
+        metavar="MANIFEST",
+        help="listing, or folder with one, of clips with transcripts (default: the first run's "
+        "test split)",
+    )
+    speech.add_argument("--language", help="what is spoken in it, for instance de")
+    speech.add_argument(
+        "--count",
+        type=int,
+        help=f"clips at most, evenly spread (default: {TRIED}; {SWEPT} with --sweep)",
+    )
+
+
+def _add_several(made: argparse.ArgumentParser) -> None:
     several = made.add_argument_group("several adapters of one base")
     several.add_argument(
         "--weights", type=float, nargs="+", help="of each adapter (default: equal, 1 together)"
@@ -64,6 +93,9 @@ def parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--density", type=float, default=0.5, help="share that ties and dare keep (default: 0.5)"
     )
+
+
+def _add_sweep(made: argparse.ArgumentParser) -> None:
     trying = made.add_argument_group("trying strengths")
     trying.add_argument(
         "--sweep",
@@ -72,17 +104,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="STRENGTH",
         help=f"score these instead of merging (default: {' '.join(map(str, STRENGTHS))})",
     )
-    trying.add_argument(
-        "--clips", type=Path, help="the tuned speech (default: the first run's test split)"
-    )
     trying.add_argument("--general", type=Path, help="other speech, which must not be forgotten")
-    trying.add_argument("--count", type=int, default=SWEPT, help=f"clips at most ({SWEPT})")
-    return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     from peft_whisper.merging.fold import merge
+    from peft_whisper.merging.parity import Trial
     from peft_whisper.model.find import base_of
     from peft_whisper.model.trained import read_facts
 
@@ -92,12 +120,61 @@ def main(argv: list[str] | None = None) -> int:
     base = base_of(read_facts(mixture.adapters[0]), args.base)
     if args.sweep is not None:
         return sweep(args, mixture, base)
-    difference = merge(mixture, base, args.into, args.dtype)
-    Terminal().print(
+    console = Terminal()
+    speech, missing = speech_of(args, mixture, base)
+    trial = Trial(speech, base, console) if speech else None
+    compared = merge(mixture, base, args.into, args.dtype, trial)
+    console.print(
         f"merged into {args.into} ({args.dtype}): logits differ from the adapter's by at most "
-        f"{difference:.2e}, base fingerprint {base.fingerprint[:19]}... as trained on"
+        f"{compared.logits:.2e}, base fingerprint {base.fingerprint[:19]}... as trained on"
     )
+    tell(compared.heard, missing, args.dtype, console)
     return 0
+
+
+def tell(heard: Heard | None, missing: str, dtype: str, console: Terminal) -> None:
+    """Say both word error rates, and loudly where they are far apart; or why there are none."""
+    if heard is None:
+        console.print(f"WER not compared: {missing}; give --speech MANIFEST")
+        return
+    console.print(str(heard))
+    if heard.apart:
+        console.print(
+            f"WARNING: rounding to {dtype} changed what the model hears: do not use it unheard, or "
+            "merge with --dtype float32",
+            style="bold yellow",
+        )
+
+
+def speech_of(args: argparse.Namespace, mixture: Mixture, base: Base) -> tuple[Speech | None, str]:
+    """Clips to compare adapter and merged model on; or None, and why there are none.
+
+    Raises RecipeError or DataError where the speech that was asked for can't be used. A run whose
+    own speech lies elsewhere by now can be merged all the same.
+    """
+    from peft_whisper.run_folder import recipe_of
+    from peft_whisper.scoring.sample import sample
+
+    missing = NO_RUN.format(mixture.adapters[0])
+    try:
+        recipe = recipe_of(mixture.adapters[0])
+    except RecipeError as error:
+        recipe, missing = None, in_one_line(error)
+    if recipe is None and args.speech is None:
+        return None, missing
+    data = recipe.data if recipe else None
+    rule = recipe.evaluation.normalizer if recipe else None
+    try:
+        return sample(base, data, rule, args.speech, args.language, args.count or TRIED), ""
+    except UserError as error:
+        if args.speech is not None:
+            raise
+        return None, f"the run's test speech can't be used ({in_one_line(error)})"
+
+
+def in_one_line(error: UserError) -> str:
+    """A recipe's problems, for instance, are a line each."""
+    return " ".join(str(error).split())
 
 
 def mixture_of(args: argparse.Namespace) -> Mixture:
@@ -112,6 +189,8 @@ def mixture_of(args: argparse.Namespace) -> Mixture:
         )
     if not 0 < args.density <= 1:
         raise RecipeError(f"--density: {args.density:g}; give a share above 0, at most 1")
+    if args.count is not None and args.count < 1:
+        raise RecipeError(f"--count: {args.count}; give at least 1")
     for strength in (args.strength, *(args.sweep or ())):
         if not 0 <= strength <= MOST_STRENGTH:
             raise RecipeError(f"--strength: {strength:g}; give 0 (the base) to {MOST_STRENGTH:g}")
@@ -127,12 +206,15 @@ def sweep(args: argparse.Namespace, mixture: Mixture, base: Base) -> int:
     if args.general is None:
         raise RecipeError("--sweep: give other speech with --general, which must not be forgotten")
     recipe = recipe_of(mixture.adapters[0])
+    if recipe is None and args.speech is None:
+        raise RecipeError(f"--sweep: {NO_RUN.format(mixture.adapters[0])}; give --speech MANIFEST")
     data = recipe.data if recipe else None
     rule = recipe.evaluation.normalizer if recipe else None
-    language = data.language if data else None
+    language = args.language or (data.language if data else None)
+    count = args.count or SWEPT
     console = Terminal()
-    tuned = sample(base, data, rule, args.clips, language, args.count)
-    general = sample(base, data, rule, args.general, language, args.count)
+    tuned = sample(base, data, rule, args.speech, language, count)
+    general = sample(base, data, rule, args.general, language, count)
     strengths = sorted(set(args.sweep or STRENGTHS))
     rows = score(mixture, base, strengths, tuned, general, console)
     write(args.into, rows, tuned, general)

@@ -7,6 +7,7 @@ python -m peft_whisper.push outputs/demo_cpu --to user/name --yes    # sends it,
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from peft_whisper.terminal import Terminal
 if TYPE_CHECKING:
     from peft_whisper.publishing.belongs import Outgoing, Package
 
+WEB = re.compile(r"https?://[^\s()<>\[\]]+")
 MOST_FOUND = 10  # findings of the scan that are told one by one
 NAMES_BASE = (
     "peft_whisper.json",
@@ -55,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="the run that a merged or exported model came from: its scores go into the card",
     )
+    made.add_argument(
+        "--table",
+        metavar="URL",
+        help="where a comparison that it is part of can be read: the card links to it",
+    )
     return made
 
 
@@ -68,8 +75,11 @@ def main(argv: list[str] | None = None) -> int:
     for option, name in (("--to", args.to), ("--base", args.base)):
         if name is not None and not HUB_ID.fullmatch(name):
             raise RecipeError(f"{option}: {name} is no name of the Hub; expected owner/name")
+    if args.table is not None and not WEB.fullmatch(args.table):
+        raise RecipeError(f"--table: {args.table} is no address; expected https://...")
     held = package(args.folder)
-    files = outgoing(held, args.to, args.base or held.base, record_of(held, args.run))
+    record = record_of(held, args.run)
+    files = outgoing(held, args.to, args.base or held.base, record, args.table)
     refuse(files)
     show(held, files, args)
     if args.yes:

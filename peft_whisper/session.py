@@ -1,8 +1,8 @@
-"""What the commands share: a recipe opened on its base and speech, and a run scored."""
+"""What the commands share: a recipe opened on its base and speech."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.environment import is_out_of_memory
 from peft_whisper.errors import DataError, NoRoomError, RecipeError, first_line
-from peft_whisper.files import write_json, write_jsonl
 from peft_whisper.recipe import Recipe
 from peft_whisper.recipe_sections import MODULES
-from peft_whisper.terminal import progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from peft_whisper.model.adapters import Adapter
     from peft_whisper.model.base import Base
     from peft_whisper.scoring.decode import Decoder
-
-Transcripts = dict[str, dict[str, str]]  # system -> clip id -> text
 
 
 @dataclass(frozen=True)
@@ -218,84 +214,3 @@ def data_facts(clips: Sequence[Clip]) -> dict[str, Any]:
         "speakers": len(speakers) if None not in speakers else None,  # None: not all are known
         "fingerprint": data_fingerprint(clips),
     }
-
-
-def transcripts(session: Session, tuned: Path, device: str, console: Console) -> Transcripts:
-    """Decode the test split with the base and with what `tuned` holds, trimmed and at full 30 s.
-
-    Both are read from disk, so that what is scored is what a user would load.
-    """
-    from peft_whisper.model.adapters import merged
-    from peft_whisper.model.trained import load_tuned
-
-    clips = session.splits.test
-    held = session.recipe.base
-    base: Any = session.base.load(held.dtype, held.quantize, device)
-    texts: Transcripts = {}
-    with progress(console, "decoding the test split", 4 * len(clips)) as task:
-
-        def decode(name: str, model: torch.nn.Module) -> None:
-            decoder = session.decoder(model)
-            for system, context in ((name, session.context), (f"{name}_full_context", None)):
-                texts[system] = decoder.transcribe(clips, context, task.advance)
-
-        decode("base", base)
-        model: Any = load_tuned(base, session.base.fingerprint, tuned)
-        model.to(device).eval()
-        with merged(model):
-            decode("tuned", model)
-    return texts
-
-
-def write_scores(
-    run: Path, session: Session, texts: Transcripts, training: dict[str, Any] | None
-) -> dict[str, Any]:
-    """Count errors; write predictions.jsonl and metrics.json into `run`; return the metrics."""
-    from peft_whisper.scoring.metrics import difference, measure, summarize
-    from peft_whisper.scoring.normalize import normalizer
-
-    rules, seed = session.recipe.evaluation, session.recipe.seed
-    clean = normalizer(session.recipe.evaluation.normalizer)
-    clips = session.splits.test
-    counted = {
-        system: [measure(clip.text, heard[clip.id], clean) for clip in clips]
-        for system, heard in texts.items()
-    }
-    rows = [
-        {"id": clip.id, "reference": clip.text, "duration_s": round(clip.duration_s, 3)}
-        | {system: heard[clip.id] for system, heard in texts.items()}
-        | _counts({system: counted[system][number] for system in texts})
-        for number, clip in enumerate(clips)
-    ]
-    metrics: dict[str, Any] = {
-        system: summarize(
-            utterances, session.recipe.evaluation.normalizer, rules.bootstrap, seed
-        ).as_dict()
-        for system, utterances in counted.items()
-    }
-    metrics["difference"] = difference(counted["base"], counted["tuned"], rules.bootstrap, seed)
-    if training is not None:
-        metrics["training"] = training
-    write_jsonl(run / "predictions.jsonl", rows)
-    write_json(run / "metrics.json", metrics)
-    return metrics
-
-
-def _counts(utterances: dict[str, Any]) -> dict[str, Any]:
-    names = ("words", "substitutions", "deletions", "insertions")
-    return {
-        "counts": {
-            system: {name: getattr(one, name) for name in names}
-            for system, one in utterances.items()
-        },
-        "flags": {system: list(one.flags) for system, one in utterances.items()},
-    }
-
-
-def write_pages(run: Path, wave_of: Callable[[str], np.ndarray], normalizer: str) -> None:
-    """Make report.html and the card README.md from what the run's folder records."""
-    from peft_whisper.scoring.card import write_card
-    from peft_whisper.scoring.report import write_report
-
-    write_report(run, wave_of, normalizer)
-    write_card(run)

@@ -20,6 +20,7 @@ from peft_whisper.assembly import make_updater
 from peft_whisper.environment import cores, keep_freed_memory, peak_memory
 from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json
+from peft_whisper.final_test import transcripts, write_pages, write_scores
 from peft_whisper.opening import Facts, open_everywhere, record_start
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.resume import resumable, same_facts
@@ -27,9 +28,6 @@ from peft_whisper.run_folder import RunLog, check_tracker, lock, rewind, start_t
 from peft_whisper.session import (
     Session,
     enough_memory,
-    transcripts,
-    write_pages,
-    write_scores,
 )
 from peft_whisper.signals import Stop
 from peft_whisper.terminal import Terminal, progress

@@ -33,7 +33,9 @@ def clips(wer: float, seed: int, base_wer: float = 1.0, count: int = 119) -> Fac
     words = np.random.default_rng(0).integers(1, 14, count)
     rng = np.random.default_rng(seed)
     found: Facts = {"words": words.tolist(), "chars": (5 * words).tolist()}
-    for system, share in (("base", base_wer), ("tuned", wer)):
+    systems = (("base", base_wer), ("tuned", wer))
+    full = tuple((f"{system}_full_context", share) for system, share in systems)
+    for system, share in (*systems, *full):
         found[system] = {
             "errors": rng.binomial(words, share).tolist(),
             "insertions": rng.binomial(words, share / 10).tolist(),

@@ -170,6 +170,18 @@ def test_the_methods_that_ship_can_be_planned_on_the_demo(monkeypatch) -> None:
     assert [run.label for run in runs if run.rival] == ["LoRA by Seq2SeqTrainer and PEFT"]
 
 
+def test_large_v3_s_recipes_can_be_compared_on_a_card(monkeypatch) -> None:
+    """What `make bench-gpu` says, planned as far as a machine without a card can."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    said = re.search(r"^bench-gpu:.*\n(?:\t.*\n)+", Path("Makefile").read_text(), re.M)[0]
+    recipes = re.findall(r"recipes/\w+\.yaml", said)
+    speech = speech_of(Path("benchmarks/large_v3.yaml"))
+    runs = plan_runs([*speech, *recipes], 3, Budget())
+    assert len(runs) == 3 * len(recipes) == 18
+    assert {run.recipe.base.model for run in runs} == {"openai/whisper-large-v3"}
+    assert {run.recipe.data.test.manifest for run in runs} == {".demo/speech/test.jsonl"}
+
+
 def test_recipes_of_other_speech_can_be_compared_on_one(here: Path) -> None:
     other = RECIPE.replace("test.jsonl", "other.jsonl").replace("model: base", "model: large")
     other = other.replace("rank: 4", "rank: 8")
@@ -380,7 +392,7 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
         timeout=120,
     )
     heads = re.findall(r"<th [^>]*>", shown.stdout)
-    assert len(heads) == 18
+    assert len(heads) == 19
     assert all('tabindex="0"' in head for head in heads)  # the policy lets this script run
 
 

@@ -15,13 +15,12 @@ import compare
 import pytest
 import soundfile
 import whispers
-from comparing.measures import measured
 from comparing.methods import make_methods
 from comparing.page import write_page
 from comparing.planned import Budget, plan_runs
-from comparing.processes import launched, ran
-from comparing.results import make_result, read_kept, write_result
-from comparing.sitting import RIVAL, budgeted, pace_of, time_updates
+from comparing.processes import launched
+from comparing.results import read_kept, write_result
+from comparing.sitting import General, budgeted, hear, pace_of, time_updates, train
 from comparing.table import show
 from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
@@ -144,16 +143,23 @@ def english(tmp_path_factory) -> Path:
 def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(english)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    found = ran((str(RIVAL), "tiny.yaml", *SHORT, "output=runs", "name=rival"), Path("rival.log"))
-    assert found.outcome == "finished", found.said
     run, ours = plan_runs(["tiny.yaml", *SHORT], 1, Budget(), rival=True)[::-1]
     assert (run.rival, ours.rival) == (True, False)
     assert run.key != ours.key
-    write_result(Path("results"), make_result(run, found, measured(Path("runs/rival"))))
+    result = train(run, Console(quiet=True))
+    assert result["outcome"] == "finished", result["said"]
+    test = Path(run.recipe.data.test.manifest)
+    heard = hear(run, General(test, "test", limit=3), Console(quiet=True))
+    assert "failed" not in heard, heard
+    first = {name: values[:3] for name, values in result["measured"]["clips"]["tuned"].items()}
+    assert heard["clips"]["tuned"] == first  # the same clips, by the adapter that was kept
+    write_result(Path("results"), result | {"general": heard})
     kept = read_kept(Path("results"))
     assert kept.problems == ()
     (method,) = make_methods(list(kept.results.values()), [])
-    assert method.wer.value == kept.results[run.key]["measured"]["scores"]["tuned"]["wer"]
+    assert method.wer.value == result["measured"]["scores"]["tuned"]["wer"]
+    assert method.padded.value == 0  # it knows nothing else
+    assert method.forgotten is not None
     show([method], [], [], Console(width=80))
     assert "rival" in capsys.readouterr().out
     assert write_page(Path("results"), [method], [], []).is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import whispers
@@ -12,6 +13,7 @@ from test_train import RECIPE, manifest, train
 
 from peft_whisper import evaluate
 from peft_whisper.errors import DataError, RecipeError, StateError
+from peft_whisper.scoring.decode import Decoder
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,38 @@ def test_in_place_only_the_scores_change(run: Path) -> None:
     assert changed <= set(evaluate.WRITTEN)
     assert "environment.json" in changed
     assert after["metrics.json"] == before["metrics.json"]
+
+
+def test_the_base_is_decoded_once_for_all_runs_on_the_same_speech(
+    run: Path, monkeypatch, tmp_path: Path
+) -> None:
+    """What it made of the clips is kept; damaged, or of other clips, it is decoded again."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    heard: list[int] = []
+    decode = Decoder.transcribe
+
+    def counted(self: Decoder, clips: Any, *rest: Any) -> dict[str, str]:
+        heard.append(len(clips))
+        return decode(self, clips, *rest)
+
+    monkeypatch.setattr(Decoder, "transcribe", counted)
+
+    def decoded(*arguments: str) -> list[int]:
+        heard.clear()
+        assert evaluate.main([str(run), *arguments]) == 0
+        return list(heard)
+
+    assert decoded() == [3, 3, 3, 3]
+    first = (run / "predictions.jsonl").read_bytes()
+    assert decoded() == [3, 3]
+    assert (run / "predictions.jsonl").read_bytes() == first
+    (kept,) = (tmp_path / "peft_whisper").glob("heard-*.json")
+    for damage in ("{", "[]", '{"base": {}, "base_full_context": {}}'):
+        kept.write_text(damage)
+        assert decoded() == [3, 3, 3, 3]
+        assert (run / "predictions.jsonl").read_bytes() == first
+    fewer = ("--into", str(run.parent / "fewer"), "data.test.limit=2")
+    assert decoded(*fewer) == [2, 2, 2, 2]
 
 
 def test_a_failure_while_decoding_changes_nothing(run: Path) -> None:

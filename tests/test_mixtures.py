@@ -127,7 +127,7 @@ def test_the_sweep_scores_both_kinds_of_speech_and_draws_them(base, tmp_path, ca
         row = '{"audio": "a.wav", "text": "good morning"}\n'
         (tmp_path / name / "clips.jsonl").write_text(row)
     one = adapter(base, tmp_path / "one", 1)
-    words = [one, "--sweep", "0", "1", "--clips", str(tmp_path / "tuned" / "clips.jsonl")]
+    words = [one, "--sweep", "0", "1", "--speech", str(tmp_path / "tuned" / "clips.jsonl")]
     refused(tmp_path, RecipeError, "--general", *words)
     nowhere = ("--general", str(tmp_path / "nowhere.jsonl"))
     refused(tmp_path, DataError, "nowhere", *words, *nowhere)

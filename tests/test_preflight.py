@@ -31,11 +31,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base("tiny", None, whispers.save_base(folder, ".en", 80))
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "traces"))
-
-
 def session(base: Base, durations: list[float], **training) -> Session:
     nowhere = {"manifest": "none.jsonl"}
     recipe = Recipe.model_validate(

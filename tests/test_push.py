@@ -121,9 +121,11 @@ def files(folder: Path) -> set[str]:
 
 def test_a_dry_run_shows_all_of_it_and_sends_nothing(place: Path, hub: local.Hub, capsys) -> None:
     run = place / "old" / "outputs" / "trial"
-    assert push.main([str(run), "--to", NAME]) == 0
+    table = "https://example.org/compare/index.html"
+    assert push.main([str(run), "--to", NAME, "--table", table]) == 0
     said = capsys.readouterr().out
     assert hub.requests == []
+    assert f"<{table}>" in said
     for name in ("adapter_model.safetensors", "tokenizer.json", "README.md", "samples/1.flac"):
         assert name in said
     assert f"{(run / 'adapter' / 'tokenizer.json').stat().st_size:,}" in said
@@ -538,6 +540,7 @@ def test_what_is_in_the_way_is_a_sentence(
         (["base", "--to", NAME], StateError, "peft_whisper.json"),
         (["old", "--to", NAME], StateError, "holds no model"),
         (["old/outputs/trial", "--to", "trial"], RecipeError, "--to: trial is no name"),
+        (["old/outputs/trial", "--to", NAME, "--table", "x y"], RecipeError, "x y is no address"),
         (["old/outputs/trial", "--to", NAME, "--run", "old"], StateError, "--run: old is not a"),
     ],
 )

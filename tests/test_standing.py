@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from test_loop import batch_of, clips
 
+from peft_whisper.energy import Moment
 from peft_whisper.errors import NoRoomError, StateError, Stopped
 from peft_whisper.files import check_seal, sealed_with
 from peft_whisper.model.adapters import (
@@ -185,3 +186,13 @@ def test_a_signal_after_the_last_check_is_not_forgotten() -> None:
     with pytest.raises(Stopped) as raised, stop.waiting(lambda _text: None):
         stop.signum = signal.SIGTERM
     assert raised.value.signum == signal.SIGTERM and "saved" in raised.value.saved
+
+
+def test_energy_is_summed_and_unknown_once_an_update_is_unknown() -> None:
+    meter = Meter(1, warm=True)
+    meter.update([], Moment(1.0, 5.0))
+    meter.update([], Moment(1.0, 7.0))
+    assert meter.summary()["joules"] == 12.0
+    meter.update([], Moment(1.0, None))
+    meter.update([], Moment(1.0, 7.0))
+    assert meter.summary()["joules"] is None

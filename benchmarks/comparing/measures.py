@@ -7,7 +7,7 @@ from typing import Any
 
 from peft_whisper.scoring.record import Record, read_record
 
-SYSTEMS = ("base", "tuned")
+SYSTEMS = ("base", "tuned", "base_full_context", "tuned_full_context")
 KEPT = (
     "wer",
     "mer",

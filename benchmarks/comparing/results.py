@@ -14,7 +14,7 @@ from comparing.processes import CRASHED, FINISHED, NO_ROOM, STOPPED, Ending
 
 from peft_whisper.files import write_json
 
-FORMAT = "peft_whisper comparison, 1"
+FORMAT = "peft_whisper comparison, 2"
 HELD: dict[str, type | tuple[type, ...]] = {  # by every result
     "key": str,
     "method": str,

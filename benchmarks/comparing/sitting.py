@@ -25,19 +25,27 @@ LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)  # by a comparison that was killed
 
 @dataclass(frozen=True)
 class General:
-    """Speech that no recipe trains on, for what a run forgets: a manifest and its hash."""
+    """Speech that no recipe trains on, for what a run forgets: a manifest and its hash.
+
+    `limit`: clips of it at most; None for all.
+    """
 
     manifest: Path
     fingerprint: str
+    limit: int | None = None
 
 
 def missing(runs: Sequence[Run], results: Mapping[str, Facts], speech: General | None) -> list[Run]:
-    """Runs without a result, and finished ones that have not heard the general speech yet."""
-    return [run for run in runs if run.key not in results or _unheard(results[run.key], speech)]
+    """Runs without a result, and finished ones that have not heard the general speech yet.
+
+    Every recipe's first seed comes before any second one: what is ended early compares all.
+    """
+    todo = [run for run in runs if run.key not in results or _unheard(results[run.key], speech)]
+    return sorted(todo, key=lambda run: run.recipe.seed)
 
 
 def _unheard(result: Facts, speech: General | None) -> bool:
-    if speech is None or result["outcome"] != FINISHED or result["rival"]:
+    if speech is None or result["outcome"] != FINISHED:
         return False
     return (result["general"] or {}).get("fingerprint") != speech.fingerprint
 
@@ -146,9 +154,13 @@ def hear(run: Run, speech: General, console: Console) -> Facts:
     log = run.folder.with_name(f"{run.name}-general.log")
     wait_for(log, console)
     if not into.exists():  # it appears whole
-        whole = ("data.test.limit=", "data.test.columns.audio=audio", "data.test.columns.text=text")
-        changes = (f"data.test.manifest={speech.manifest}", *whole, "--into", str(into))
-        end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
+        heard = ("data.test.columns.audio=audio", f"data.test.limit={speech.limit or ''}")
+        heard = (f"data.test.manifest={speech.manifest}", "data.test.columns.text=text", *heard)
+        changes = (*heard, "--into", str(into))
+        if run.rival:
+            end = ran((str(RIVAL), str(run.folder / "recipe.yaml"), *changes), log)
+        else:
+            end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
         if end.outcome != FINISHED:
             return about | {"failed": list(end.said)}
     return general(into, speech.manifest.as_posix(), speech.fingerprint)

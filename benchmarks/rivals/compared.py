@@ -2,8 +2,12 @@
 
     python benchmarks/rivals/compared.py recipes/demo_cpu.yaml [key.sub=value ...]
 
-The folder holds what a comparison reads, scored by our counts: no adapter, no report. It trains to
-the end and keeps the last weights, as the Trainer does when it isn't told to evaluate.
+The folder holds what a comparison reads, scored by our counts: no report. It trains to the end and
+keeps the last weights, as the Trainer does when it isn't told to evaluate.
+
+    python benchmarks/rivals/compared.py RUN/recipe.yaml --into FOLDER data.test.manifest=FILE
+
+decodes other speech with what such a run has learned.
 """
 
 from __future__ import annotations
@@ -15,11 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import hf_trainer
 import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from peft_whisper.environment import cores, machine, peak_memory, versions
 from peft_whisper.errors import run
-from peft_whisper.files import write_json, write_jsonl, write_text
+from peft_whisper.evaluate import start_folder
+from peft_whisper.files import staged_folder, write_json, write_jsonl, write_text
+from peft_whisper.final_test import write_scores
 from peft_whisper.model.adapters import trainable_count
 from peft_whisper.model.base import quiet_transformers
 from peft_whisper.recipe_yaml import dump_recipe, load_recipe
@@ -30,7 +38,6 @@ from peft_whisper.session import (
     data_facts,
     enough_memory,
     open_session,
-    write_scores,
 )
 from peft_whisper.terminal import Terminal
 
@@ -40,6 +47,7 @@ if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
 
 PRECISION = "bf16"
+ADAPTER = "adapter"
 Event = dict[str, Any]
 
 
@@ -59,9 +67,10 @@ class Stopwatch(TrainerCallback):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train, decode base and tuned model, and record both."""
+    """Train, or take a run's adapter; decode base and tuned model, and record both."""
     made = argparse.ArgumentParser(prog="benchmarks/rivals/compared.py", description=__doc__)
     made.add_argument("recipe")
+    made.add_argument("--into", type=Path, help="decode with the run that RECIPE lies in")
     made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the recipe")
     args = made.parse_intermixed_args(argv)
     console = Terminal()
@@ -69,6 +78,11 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(recipe.output) / recipe.name
     torch.set_num_threads(cores())
     session = open_session(recipe, console)
+    if args.into:
+        with quiet_transformers(), enough_memory(), staged_folder(args.into) as staging:
+            start_folder(Path(args.recipe).parent, staging, recipe)
+            hear(session, Path(args.recipe).parent / ADAPTER, staging)
+        return 0
     make_way(folder)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     check_splits(session, folder, console)
@@ -92,16 +106,28 @@ def compare(session: Session, folder: Path) -> None:
         base = heard(trainer, processor, session, session.splits.test)
     trainer.data_collator = collate
     trainer.train()
+    model.save_pretrained(folder / ADAPTER)
     tuned = heard(trainer, processor, session, session.splits.test)
     began = time.perf_counter()
     validated = heard(trainer, processor, session, session.splits.validation)
     decoding = {"seconds": time.perf_counter() - began}
     training = speed(session, watch.seconds) | {"updates": updates} | peak_memory()
-    write_scores(folder, session, {"base": base, "tuned": tuned}, training)
+    write_scores(folder, session, at_30_s(base, tuned), training)
     rates = validation(session, validated) | decoding
     write_jsonl(folder / "log.jsonl", events(session, watch.seconds, rates))
     best = {"update": updates, "metric": "mer", "value": rates["mer"]}
     write_json(folder / "environment.json", facts(session, trainable_count(model)) | {"best": best})
+
+
+def hear(session: Session, adapter: Path, into: Path) -> None:
+    """Decode the test split with the base and with an adapter that an earlier run has kept."""
+    processor, model = hf_trainer.make_processor(session), hf_trainer.make_model(session)
+    set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    trainer = hf_trainer.make_trainer(session, model, [], PRECISION, 1, hf_trainer.MICRO)
+    with model.disable_adapter():
+        base = heard(trainer, processor, session, session.splits.test)
+    tuned = heard(trainer, processor, session, session.splits.test)
+    write_scores(into, session, at_30_s(base, tuned), None)
 
 
 def heard(
@@ -112,6 +138,12 @@ def heard(
     limit = session.recipe.evaluation.max_tokens
     texts = hf_trainer.transcribe(trainer, processor, examples, limit)
     return dict(zip((clip.id for clip in clips), texts, strict=True))
+
+
+def at_30_s(base: dict[str, str], tuned: dict[str, str]) -> dict[str, dict[str, str]]:
+    """By system: it hears every clip padded to 30 s, which is its own way as well."""
+    own = {"base": base, "tuned": tuned}
+    return own | {f"{name}_full_context": texts for name, texts in own.items()}
 
 
 def clips_and_audio(session: Session) -> tuple[float, float]:

@@ -11,14 +11,13 @@ import numpy as np
 
 from peft_whisper.errors import StateError
 from peft_whisper.exporting.hearing import hear
-from peft_whisper.exporting.runtimes import MOST_TOKENS, RUNTIMES
-from peft_whisper.scoring.sample import Speech
+from peft_whisper.exporting.runtimes import RUNTIMES
+from peft_whisper.scoring.sample import Speech, heard
 
 if TYPE_CHECKING:
     from peft_whisper.model.base import Base
 
 WINDOW = 480_000  # samples: the 30 s that every Whisper hears
-BATCH = 8
 # Of the clips, those with mostly other words: a wrong layout makes all so, a few bits less a loop.
 MOST_DIFFERENT = 0.5
 
@@ -42,20 +41,7 @@ class Row:
 
 def merged_texts(model: Base, speech: Speech) -> list[str]:
     """What the model itself hears in float32, each clip padded to 30 s, greedily."""
-    from peft_whisper.scoring.decode import Decoder
-
-    config = model.config()
-    decoder = Decoder(
-        whisper=model.load("float32"),
-        labels=speech.labels,
-        generation=model.generation_config(),
-        n_mels=config.num_mel_bins,
-        channel=speech.channel,
-        batch=BATCH,
-        max_tokens=MOST_TOKENS,
-    )
-    heard = decoder.transcribe(speech.clips, None)
-    return [heard[clip.id] for clip in speech.clips]
+    return heard(model.load("float32"), model, speech, None)
 
 
 def compare(name: str, kind: str, folder: Path, speech: Speech, merged: Sequence[str]) -> Row:

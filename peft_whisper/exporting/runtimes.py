@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Waves = Sequence["np.ndarray"]  # float32 (samples,), 16 kHz, at most 30 s each
 Languages = Sequence[str | None]
-MOST_TOKENS = 224  # of one clip: half of the decoder's positions, where these programs stop
 # No second attempt at a higher temperature and nothing thrown away as silence: one greedy pass.
 ONE_PASS: dict[str, Any] = {
     "temperature": 0.0,

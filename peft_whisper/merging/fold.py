@@ -14,6 +14,7 @@ from peft_whisper.files import staged_folder, write_json
 if TYPE_CHECKING:
     import torch
 
+    from peft_whisper.merging.parity import Heard, Trial
     from peft_whisper.model.base import Base
 
 # How far the merged model's logits may be from the adapter's. Folding reorders fp32 sums; in 16
@@ -54,11 +55,27 @@ class Mixture:
         return told
 
 
-def merge(mixture: Mixture, base: Base, target: Path, dtype: str = "float32") -> float:
-    """Write the merged model to `target`; returns the largest difference of its logits.
+@dataclass(frozen=True)
+class Compared:
+    """The largest difference of any logit from the adapter's; and what both heard, if asked."""
+
+    logits: float
+    heard: Heard | None
+
+    def facts(self) -> dict[str, Any]:
+        """What the merged model's peft_whisper.json says of it."""
+        told = {"logits_differ": self.logits}
+        return {"compared": told | ({"heard": self.heard.as_dict()} if self.heard else {})}
+
+
+def merge(
+    mixture: Mixture, base: Base, target: Path, dtype: str = "float32", trial: Trial | None = None
+) -> Compared:
+    """Write the merged model to `target`, compared with the adapter by logits and in a `trial`.
 
     Raises StateError where the base is another one, where weights are not finite, or where the
-    saved model's logits are not the adapter's; `target` is then not written.
+    saved model's logits, or in float32 its word error rate, are not the adapter's; DataError where
+    speech of the trial can't be read. `target` is then not written.
     """
     import torch
 
@@ -69,6 +86,7 @@ def merge(mixture: Mixture, base: Base, target: Path, dtype: str = "float32") ->
     tuned = attached(mixture, base)
     with at_strength(tuned, mixture.strength):
         before = probe(tuned, base)
+        texts = trial.texts(tuned, "adapter") if trial else []
         whole = tuned.merge_and_unload().to(getattr(torch, dtype))
     broken = [name for name, p in whole.named_parameters() if not p.isfinite().all()]
     if broken:
@@ -78,15 +96,18 @@ def merge(mixture: Mixture, base: Base, target: Path, dtype: str = "float32") ->
     with staged_folder(target) as staging, quiet_transformers():
         whole.save_pretrained(staging)
         copy_processor(base, staging)
-        facts = read_facts(mixture.adapters[0]) | {"method": "merged"} | mixture.facts()
-        write_json(staging / "peft_whisper.json", facts)
-        difference = float((probe(saved(staging), base) - before).abs().max())
+        after = saved(staging)
+        difference = float((probe(after, base) - before).abs().max())
         if not difference <= LARGEST_DIFFERENCE[dtype]:
             raise StateError(
                 f"logits of the merged model differ from the adapter's by {difference:.3g}, more "
                 f"than {LARGEST_DIFFERENCE[dtype]}; nothing was written"
             )
-    return difference
+        heard = trial.compare(texts, trial.texts(after, "merged"), dtype) if trial else None
+        found = Compared(difference, heard)
+        facts = read_facts(mixture.adapters[0]) | {"method": "merged"}
+        write_json(staging / "peft_whisper.json", facts | mixture.facts() | found.facts())
+    return found
 
 
 def attached(mixture: Mixture, base: Base) -> Any:

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from peft_whisper.files import staged_folder, write_json
 from peft_whisper.merging.fold import Mixture, at_strength, attached
-from peft_whisper.recipe_sections import Context as Rule
+from peft_whisper.scoring.sample import Speech, heard, own_length
 from peft_whisper.terminal import progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from peft_whisper.model.base import Base
-    from peft_whisper.scoring.sample import Speech
 
-BATCH = 16
-MOST_TOKENS = 224
 SHOWN = 40  # characters of what the speech is, in the legend
 BLUE, ORANGE = "#0072b2", "#d55e00"
 
@@ -53,23 +50,7 @@ def score(
 
 
 def _wer(model: Any, base: Base, speech: Speech, task: Any) -> float:
-    from peft_whisper.data.batches import Context
-    from peft_whisper.model.encoder import whisper_of
-    from peft_whisper.scoring.decode import Decoder
-
-    rule = Rule()
-    decoder = Decoder(
-        whisper=whisper_of(model),
-        labels=speech.labels,
-        generation=base.generation_config(),
-        n_mels=base.config().num_mel_bins,
-        channel=speech.channel,
-        batch=BATCH,
-        max_tokens=MOST_TOKENS,
-    )
-    context = Context(rule.margin_positions, 0, rule.minimum_positions, 0.0)
-    heard = decoder.transcribe(speech.clips, context, task.advance)
-    return speech.wer([heard[clip.id] for clip in speech.clips])
+    return speech.wer(heard(model, base, speech, own_length(), task.advance))
 
 
 def write(into: Path, rows: Sequence[dict[str, float]], tuned: Speech, general: Speech) -> None:

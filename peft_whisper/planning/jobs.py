@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Lock
 from typing import IO, Any
 
-from peft_whisper.environment import cores, versions
+from peft_whisper.environment import cores
 from peft_whisper.errors import DataError, PublishError, RecipeError, StateError, UserError
-from peft_whisper.files import write_json
+from peft_whisper.kept import code_fingerprint, recalled, remember
 from peft_whisper.recipe import Recipe, settings
 
 # What decides a trace: another report or another reader of sound leaves remembered answers right.
@@ -69,7 +68,7 @@ class Job:
         training = {name: tree["training"][name] for name in deciding}
         sizes = Path(self.recipe.base.model) / "config.json"
         local = sizes.read_text(encoding="utf-8") if sizes.is_file() else None
-        parts = [code_fingerprint(), memory, training, local]
+        parts = [code_fingerprint(TRACED), memory, training, local]
         parts += [said[name] for name in ("ways", "decoding", "limits", "search")]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -177,18 +176,12 @@ class _Worker:
 
 
 def _answer(job: Job, workers: _Workers) -> dict[str, Any]:
-    path = _remembered(job)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    name = f"plan-{job.key()}"
+    found: dict[str, Any] | None = recalled(name)
+    if found is None:
         found = _traced(job, workers)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
+        remember(name, found)
     return found
-
-
-def _remembered(job: Job) -> Path:
-    return cache_folder() / f"plan-{job.key()}.json"
 
 
 def _traced(job: Job, workers: _Workers) -> dict[str, Any]:
@@ -201,23 +194,3 @@ def _traced(job: Job, workers: _Workers) -> dict[str, Any]:
 def _of_code(code: int) -> type[UserError]:
     kinds = (RecipeError, DataError, StateError, PublishError)
     return next((kind for kind in kinds if kind.exit_code == code), StateError)
-
-
-def cache_folder() -> Path:
-    """Where answers are kept: $XDG_CACHE_HOME/peft_whisper, or ~/.cache/peft_whisper."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "peft_whisper"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@cache
-def code_fingerprint() -> str:
-    """Digest of the code that a trace follows, and of the versions it runs on."""
-    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
-    root = Path(__file__).parent.parent
-    for place in TRACED:
-        found = root / place
-        for path in sorted(found.rglob("*.py")) if found.is_dir() else [found]:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

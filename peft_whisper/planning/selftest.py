@@ -9,12 +9,12 @@ import torch
 
 from peft_whisper.environment import PACKAGES, versions
 from peft_whisper.errors import StateError
-from peft_whisper.files import write_json
+from peft_whisper.kept import code_fingerprint, recalled, remember
 from peft_whisper.memory.account import find_peak
 from peft_whisper.memory.cpu_log import logged_peak
 from peft_whisper.model.base import quiet_transformers
 from peft_whisper.model.sizes import Blueprint
-from peft_whisper.planning.jobs import cache_folder, code_fingerprint
+from peft_whisper.planning.jobs import TRACED
 from peft_whisper.planning.tracing import Shape, TrainingTrace, fake
 from peft_whisper.recipe import Recipe
 
@@ -42,8 +42,8 @@ def check_tracer() -> None:
 
     Done once for each version of torch and of this package; a few seconds.
     """
-    passed = cache_folder() / f"tracer-{code_fingerprint()}.json"
-    if passed.is_file():
+    passed = f"tracer-{code_fingerprint(TRACED)}"
+    if recalled(passed):
         return
     try:
         traced, real = _both()
@@ -59,7 +59,7 @@ def check_tracer() -> None:
             f"{real:,} bytes was traced as {traced:,}. Take the versions of constraints.txt."
         )
     found = {name: version for name, version in versions().items() if name in PACKAGES}
-    write_json(passed, {"traced_bytes": traced, "real_bytes": real, "versions": found})
+    remember(passed, {"traced_bytes": traced, "real_bytes": real, "versions": found})
 
 
 def small_sizes(layers: int) -> WhisperConfig:

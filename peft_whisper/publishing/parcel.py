@@ -46,10 +46,12 @@ def record_of(held: Package, run: Path | None) -> Record | None:
     return record
 
 
-def outgoing(held: Package, repo: str, base: str, record: Record | None) -> list[Outgoing]:
+def outgoing(
+    held: Package, repo: str, base: str, record: Record | None, table: str | None = None
+) -> list[Outgoing]:
     """All that goes into the repository, in the order of names.
 
-    `base` is what the files are to call the base.
+    `base` is what the files are to call the base; `table` where a comparison of it can be read.
     """
     files = {path.name: Outgoing(path.name, path) for path in held.files()}
     if base != held.base:
@@ -62,6 +64,8 @@ def outgoing(held: Package, repo: str, base: str, record: Record | None) -> list
         chosen = samples(record, held.run / "report.html")
         files |= {one.sound.path: one.sound for one in chosen}
         listened = section(chosen, address(repo))
+    if table is not None:
+        listened += ["## Compared\n", f"Beside other methods, on the same speech: <{table}>\n"]
     if record is not None or not has_card(held):
         files[CARD] = Outgoing(CARD, card(held, repo, base, record, listened).encode("utf-8"))
     return [files[name] for name in sorted(files)]

@@ -183,7 +183,8 @@ def _purpose(record: Record) -> list[str]:
     if record.note:
         limits.append(f"The speech: {record.note}.")
     limits.append("Forgetting of general speech was not measured.")
-    limits.append("Energy and CO2 were not measured.")
+    if not record.metrics.get("training", {}).get("joules"):
+        limits.append("Energy and CO2 were not measured.")
     return [
         "## Intended use\n",
         f"For {work} speech like that which it learned from{f' ({about})' if about else ''}. A "

@@ -118,6 +118,9 @@ def _measured(training: dict[str, Any]) -> list[tuple[str, str]]:
         speed = f"{training['audio_s_per_s']:.1f} s of audio per second"
         rows.append(("training speed", f"{speed}, {training['clips_per_s']:.1f} clips/s, measured"))
         rows.append(("training time", f"{training['seconds'] / 60:.1f} min, measured"))
+    if training.get("joules"):
+        said = f"{training['joules'] / 3.6e6:.3g} kWh by the machine's own counters, measured"
+        rows.append(("energy of training", said))
     rows.append(
         ("peak memory", f"{training['peak_bytes'] / 2**30:.2f} GiB {training['peak_kind']}")
     )

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from peft_whisper.errors import DataError, RecipeError
 from peft_whisper.languages import UNSPACED_LANGUAGES
+from peft_whisper.recipe_sections import Context as Rule
 from peft_whisper.recipe_speech import Data, Source
 from peft_whisper.scoring.metrics import measure
 from peft_whisper.scoring.normalize import normalizer
 
 if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
+    from peft_whisper.data.batches import Context
     from peft_whisper.data.labels import Labels
     from peft_whisper.model.base import Base
 
 CONSIDERED = 5_000  # rows of a long listing that the clips are taken from
+BATCH = 8  # clips decoded at once
+MOST_TOKENS = 224  # of one clip: half of the decoder's positions
 One = TypeVar("One")
 
 
@@ -87,6 +91,42 @@ def sample(
     what = given.name if given else (data.note if data else None) or "the run's test speech"
     rule = rule or _rule(spoken, labels.multilingual)
     return Speech(tuple(clips), labels, channel, rule, what)
+
+
+def heard(
+    whisper: Any,
+    base: Base,
+    speech: Speech,
+    context: Context | None,
+    progress: Callable[[int], None] = lambda _clips: None,
+) -> list[str]:
+    """What a loaded model, or peft's around one, hears in each clip, greedily.
+
+    Vocabulary and rules are those of `base`. Each clip is heard at its own length, or at 30 s
+    without `context`; `progress` is called with the number of clips done.
+    """
+    from peft_whisper.model.encoder import whisper_of
+    from peft_whisper.scoring.decode import Decoder
+
+    decoder = Decoder(
+        whisper=whisper_of(whisper),
+        labels=speech.labels,
+        generation=base.generation_config(),
+        n_mels=base.config().num_mel_bins,
+        channel=speech.channel,
+        batch=BATCH,
+        max_tokens=MOST_TOKENS,
+    )
+    texts = decoder.transcribe(speech.clips, context, progress)
+    return [texts[clip.id] for clip in speech.clips]
+
+
+def own_length() -> Context:
+    """Clips at their own length, with the margins that a recipe has by default."""
+    from peft_whisper.data.batches import Context
+
+    rule = Rule()
+    return Context(rule.margin_positions, 0, rule.minimum_positions, 0.0)
 
 
 def _clips(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from peft_whisper.data.batches import Batch, Layout
+from peft_whisper.energy import Moment
 from peft_whisper.errors import NoRoomError, StateError, Stopped
 from peft_whisper.training.optim import scale_at
 from peft_whisper.training.standing import Standing
@@ -33,7 +34,7 @@ def updates_of(training: Training, layout: Layout, clips: int) -> int:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run went: updates made, the kept checkpoint, training speed."""
+    """How a run went: updates made, the kept checkpoint, training's speed and energy."""
 
     updates: int
     best: Selection
@@ -82,7 +83,7 @@ def fit(
         if at.due:
             _judge(at, evaluation, run)
         rank = updater.accelerator.process_index
-        began = time.perf_counter()
+        began = Moment.now()
         left = () if _over(at, evaluation) else stream_updates(course, rank, at.update)
         for batches in left:
             _update(updater, course, batches, at, run.log, began)
@@ -93,9 +94,9 @@ def fit(
             elif time.perf_counter() - kept > 60 * minutes:
                 run.keep(at)
             else:
-                began = time.perf_counter()  # loading the next batches counts
+                began = Moment.now()  # loading the next batches counts
                 continue
-            kept = began = time.perf_counter()
+            kept, began = time.perf_counter(), Moment.now()
             if _over(at, evaluation):
                 break
     except Stopped as stop:
@@ -105,14 +106,14 @@ def fit(
         updater.accelerator.wait_for_everyone()  # a launcher ends the others when the first ends
         saved = f"update {at.update} is saved, the same command goes on"
         raise Stopped(stop.signum, saved) from None
-    if _over(at, evaluation) and at.update < course.updates:
+    if at.update < course.updates:
         why = f"{evaluation.metric} no lower for {at.best.waited} validations"
         run.log({"event": "stop", "update": at.update, "reason": why})
     return Result(at.update, at.best, at.meter.summary())
 
 
 def _update(
-    updater: Updater, course: Course, batches: list[Batch], at: Standing, log: Log, began: float
+    updater: Updater, course: Course, batches: list[Batch], at: Standing, log: Log, began: Moment
 ) -> None:
     """Make the next update, and say how it went; its batches were waited for since `began`."""
     rank = updater.accelerator.process_index
@@ -132,7 +133,7 @@ def _update(
     epoch, rate = update / course.updates_per_epoch, scale * updater.training.learning_rate
     row = {"event": "train", "update": update, "epoch": round(epoch, 3)}
     row |= {"loss": loss, "grad_norm": norm, "learning_rate": rate}
-    log(row | at.meter.update(batches, time.perf_counter() - began))
+    log(row | at.meter.update(batches, began.spent()))
 
 
 def _judge(at: Standing, evaluation: Evaluation, run: Run) -> None:

@@ -7,29 +7,37 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from peft_whisper.data.batches import Batch
+    from peft_whisper.energy import Moment
 
 
 @dataclass
 class Meter:
-    """Speed of training alone: evaluation is not timed, a process's first update is warm-up."""
+    """Speed and energy of training alone: a process's first update, its warm-up, is left out.
+
+    `joules` is None from the first update on of which the machine does not tell.
+    """
 
     processes: int
     seconds: float = 0.0
     clips: int = 0
     audio_s: float = 0.0
+    joules: float | None = 0.0
     warm: InitVar[bool] = False
 
     def __post_init__(self, warm: bool) -> None:
         self._warm = warm
 
-    def update(self, batches: list[Batch], seconds: float) -> dict[str, float]:
-        """Count one update of `seconds`; returns its speed."""
+    def update(self, batches: list[Batch], spent: Moment) -> dict[str, float]:
+        """Count one update; returns its speed."""
+        seconds = spent.seconds
         clips = sum(len(batch.clip_ids) for batch in batches) * self.processes
         audio_s = sum(batch.audio_s for batch in batches) * self.processes
         if self._warm:
             self.seconds += seconds
             self.clips += clips
             self.audio_s += audio_s
+            if self.joules is not None:
+                self.joules = None if spent.joules is None else self.joules + spent.joules
         self._warm = True
         return {
             "clips_per_s": clips / seconds,
@@ -40,12 +48,13 @@ class Meter:
     def summary(self) -> dict[str, float | None]:
         """Speed of the run without its warm-up; None where one update was all."""
         if not self.seconds:
-            return {"clips_per_s": None, "audio_s_per_s": None, "seconds": 0.0}
+            return {"clips_per_s": None, "audio_s_per_s": None, "seconds": 0.0, "joules": None}
         seconds = self.seconds
         return {
             "clips_per_s": self.clips / seconds,
             "audio_s_per_s": self.audio_s / seconds,
             "seconds": self.seconds,
+            "joules": self.joules,
         }
 
 
