@@ -189,6 +189,13 @@ MUTANTS = (
         P + "test_damaged_audio.py::test_every_kind_of_damage_in_every_format",
     ),
     Mutant(
+        "a file's bytes are those that were declared",
+        "data/audit.py",
+        "if found != declared:",
+        "if False:",
+        P + "test_damaged_audio.py::test_every_kind_of_damage_in_every_format",
+    ),
+    Mutant(
         "the same samples in two splits",
         "data/splits.py",
         "shared_audio=(*same_samples, *overlapping(clips)),",

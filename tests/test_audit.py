@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shlex
+import subprocess
+import sys
 import threading
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +32,7 @@ from peft_whisper.errors import DataError
 from peft_whisper.files import write_jsonl
 from peft_whisper.recipe_speech import Source
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 RATE = 16_000
 
 
@@ -150,6 +155,24 @@ def test_the_sum_of_a_segment_is_that_of_its_file(tmp_path):
     assert [(one.where, one.cause) for one in found.rejected] == [
         ("rows.jsonl:8", "checksum differs")
     ]
+
+
+def test_sums_that_are_made_as_the_docs_say_fit(tmp_path):
+    docs = (REPOSITORY / "docs" / "reliability.md").read_text(encoding="utf-8")
+    command = docs.partition("## Damaged sound")[2].partition("```sh\n")[2].partition("```")[0]
+    assert command.startswith("python ") and command.rstrip().endswith(" train.jsonl")
+    names = ("clips/a.wav", "clips/b.wav", "clips/Straße.wav")
+    (tmp_path / "clips").mkdir()
+    for number, name in enumerate(names):
+        (tmp_path / name).write_bytes(encoded(noise(1.0, seed=number)))
+    write_jsonl(tmp_path / "train.jsonl", [{"audio": name, "text": name} for name in names])
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    (tmp_path / "clips" / "b.wav").write_bytes(encoded(noise(1.0, seed=9)))
+    source = {"manifest": str(tmp_path / "train.sums.jsonl"), "columns": {"sha256": "sha256"}}
+    found = audit(read_rows(Source.model_validate(source)), count)
+    assert [one.text for one in found.clips] == [names[0], names[2]]
+    assert [one.cause for one in found.rejected] == ["checksum differs"]
 
 
 def test_kept_and_rejected_are_all_that_was_listed_in_their_order():

@@ -117,6 +117,14 @@ def test_names_of_columns_and_limit_come_from_the_recipe(tmp_path):
 SUM = "0123456789abcdef" * 4
 
 
+def test_a_resolved_recipe_reads_the_folder_that_the_recipe_read(tmp_path):
+    """A run's recipe.yaml spells the columns' default names out, and is what evaluate reads."""
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.wav,t\n")
+    source = Source(folder=str(tmp_path))
+    resolved = Source.model_validate(source.model_dump())
+    assert rows_of(resolved) == rows_of(source)
+
+
 def test_sums_of_files_are_taken_from_where_they_are(tmp_path):
     given = [{"audio": "a.wav", "text": "t", "sha256": one} for one in (SUM, SUM.upper(), None, "")]
     source = manifest(tmp_path, [*given, {"audio": "a.wav", "text": "t"}])

@@ -118,7 +118,7 @@ def _listed(path: Path, columns: Columns, folder: bool) -> Iterator[Row]:
     root, ids = path.parent.resolve(), Ids(strict=True)
     for number, fields in read_listing(path):
         said, name = f"{path}:{number}", columns.audio
-        if folder and name not in fields and "audio" not in columns.model_fields_set:
+        if folder and name == "audio" and name not in fields:
             name = FILE_NAME
         file = file_inside(root, required(fields, name, said), said)
         duration_s = as_seconds(fields, "duration", said)
