@@ -37,7 +37,7 @@ bench-saves: $(INSTALLED)  ## what share of the demo's training its checkpoints 
 # Its browser is Debian's: apt-get install chromium chromium-driver. Without one that test is skipped.
 test-studio: $(INSTALLED)  ## the local page, in a headless browser where there is one
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[studio]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rPs tests/test_studio.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rPs tests/test_studio.py tests/test_microphone.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

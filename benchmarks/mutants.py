@@ -145,6 +145,13 @@ MUTANTS = (
         "test_merge.py::test_a_poisoned_adapter_leaves_nothing",
     ),
     Mutant(
+        "a merge in float32 has the adapter's word error rate",
+        "merging/parity.py",
+        'if dtype == "float32" and rates[0] != rates[1]:',
+        "if False:",
+        "test_merge_heard.py::test_float32_with_another_rate_is_refused",
+    ),
+    Mutant(
         "weights under the names of safetensors alone",
         "model/trained.py",
         "if not any((folder / name).is_file() for name in names):",

@@ -31,14 +31,14 @@ def missing() -> str | None:
 
 
 class Browser:
-    """One tab."""
+    """One tab; what it takes for a microphone plays the WAV file `spoken` once."""
 
-    def __init__(self, driver: str, profile: Path):
+    def __init__(self, driver: str, profile: Path, spoken: Path | None):
         self.driver = driver
-        options = {
-            "binary": shutil.which("chromium"),
-            "args": [*QUIET, f"--user-data-dir={profile}"],
-        }
+        words = [*QUIET, f"--user-data-dir={profile}"]
+        if spoken is not None:
+            words.append(f"--use-file-for-fake-audio-capture={spoken}%noloop")
+        options = {"binary": shutil.which("chromium"), "args": words}
         wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"performance": "ALL"}}
         made = self.ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}}, "")
         self.session = f"/session/{made['sessionId']}"
@@ -99,8 +99,8 @@ class Browser:
 
 
 @contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """A browser with a new profile, gone when the block ends."""
+def browser(profile: Path, spoken: Path | None = None) -> Iterator[Browser]:
+    """A browser with a new profile, gone when the block ends; `spoken`: see Browser."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,7 +112,7 @@ def browser(profile: Path) -> Iterator[Browser]:
         end = time.monotonic() + 30
         while made is None:
             try:
-                made = Browser(f"http://127.0.0.1:{port}", profile)
+                made = Browser(f"http://127.0.0.1:{port}", profile, spoken)
             except ConnectionError:
                 assert time.monotonic() < end, "chromedriver does not answer"
                 time.sleep(0.1)

@@ -17,6 +17,7 @@ from peft_whisper.errors import DataError, RecipeError, StateError
 from peft_whisper.files import seal
 from peft_whisper.merging import fold, parity
 from peft_whisper.model.adapters import Adapter, attach, trainable
+from peft_whisper.model.base import Base
 from peft_whisper.model.find import find_base
 from peft_whisper.training import checkpoint
 from peft_whisper.training.optim import Masters
@@ -41,19 +42,25 @@ def run(tmp_path, monkeypatch) -> Path:
     """A run: its recipe, an adapter with random weights that matter, and its speech."""
     monkeypatch.setattr("peft_whisper.scoring.sample.MOST_TOKENS", 8)
     base = find_base(str(whispers.save_base(tmp_path / "base", ".en", 80)))
+    folder = tmp_path / "outputs" / "run"
+    adapter(base, folder)
+    listing(tmp_path / "test.jsonl", CLIPS)
+    (folder / "recipe.yaml").write_text(RECIPE.format(base=tmp_path / "base", place=tmp_path))
+    return folder
+
+
+def adapter(base: Base, folder: Path) -> Path:
+    """Random weights that matter, in `folder` as a run would publish them."""
     torch.manual_seed(1)
     model = attach(base.load("float32"), Adapter(4, 8, 0.0, range(2), range(2), ("q", "fc2")))
     for name, parameter in trainable(model).items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    folder = tmp_path / "outputs" / "run"
     saved = checkpoint.folder_of(folder / "checkpoints", 1)
     checkpoint.save_weights(saved, model, Masters(trainable(model), torch.float32))
     seal(saved, {})
     checkpoint.publish(folder / "checkpoints", 1, folder / "adapter", base, {"method": "lora"})
-    listing(tmp_path / "test.jsonl", CLIPS)
-    (folder / "recipe.yaml").write_text(RECIPE.format(base=tmp_path / "base", place=tmp_path))
-    return folder
+    return folder / "adapter"
 
 
 def listing(path: Path, clips: int) -> Path:
@@ -151,6 +158,15 @@ def test_speech_that_can_not_be_used_is_told_before_the_work(run, tmp_path, monk
     (tmp_path / "gone.jsonl").write_text('{"audio": "gone.wav", "text": "good"}\n')
     refused(tmp_path, DataError, "none of its clips", run, "--speech", tmp_path / "gone.jsonl")
     refused(tmp_path, RecipeError, "--count: 0", run, "--count", "0")
+
+
+def test_a_multilingual_adapter_of_no_run_is_told_its_language(run, tmp_path, capsys) -> None:
+    whispers.save_base(tmp_path / "many", "multilingual", 80)
+    lone = adapter(find_base(str(tmp_path / "many")), tmp_path / "lone")
+    words = (lone, "--speech", tmp_path / "test.jsonl")
+    refused(tmp_path, DataError, "needs a language", *words)
+    said = merged(capsys, *words, "--language", "de", "--into", tmp_path / "m")
+    assert f"%, {CLIPS} clips, " in said
 
 
 def test_sound_that_goes_while_it_is_decoded_leaves_nothing(run, tmp_path, monkeypatch) -> None:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from peft_whisper.model.base import Base
 
-# Of both word error rates, fractions. In float32 the logits are the same but for the order of sums;
-# in 16 bits a word changes now and then (shipped adapter, 119 clips: see docs/export.md).
+# Between the word error rates, fractions, of 16 bits and of the adapter: there each weight is
+# rounded, and a word may change. In float32 sums are but reordered, and no rate may.
 SMALL_DIFFERENCE = 0.02
 
 
