@@ -51,7 +51,7 @@ bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and P
 
 bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; ended at any point it goes on
 	$(BIN)/python -m peft_whisper.demo
-	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 \
+	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 --updates 46 \
 		--card a10 --card h100 --card-base openai/whisper-large-v3
 
 bench-gpu: $(INSTALLED)  ## the same table for Large V3's recipes on the card that is here: WER, memory, speed, energy
