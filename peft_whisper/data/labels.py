@@ -60,7 +60,9 @@ class Labels:
         ids = [self._start]
         if self.multilingual:
             if not language:
-                raise ValueError("a multilingual model needs a language: set data.language, or --language")
+                raise ValueError(
+                    "a multilingual model needs a language: set data.language, or --language"
+                )
             ids += [self._id(f"<|{language}|>"), self._id(f"<|{self.task}|>")]
         elif language not in (None, "en"):
             raise ValueError(f"an English-only model can't learn {language}; take another")
