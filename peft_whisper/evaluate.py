@@ -56,7 +56,9 @@ def parser() -> argparse.ArgumentParser:
         description="Decode the test split with the base and with the tuned model of a finished "
         "run, each trimmed and at the full 30 s, and write predictions.jsonl, metrics.json, "
         "report.html and the card anew.",
-        epilog="Without overrides this repeats the run's own test and gives the same figures.",
+        epilog="Without overrides this repeats the run's own test and gives the same figures. "
+        "Scores of general speech in RUN/general (--into RUN/general data.test.manifest=FILE) go "
+        "into the card that `push` makes, as what was forgotten.",
     )
     made.add_argument("run", type=Path, help="the folder of a finished run, e.g. outputs/demo_cpu")
     made.add_argument(

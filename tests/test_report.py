@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -179,11 +180,25 @@ def test_the_card_holds_recorded_facts_and_metadata_that_the_hub_reads(scored: P
     assert result["metrics"][0]["value"] == round(100 * metrics["tuned"]["wer"], 2)
     assert "9.5 clips/s, measured" in body
     assert "one speaker" in body
-    assert "not measured" in body  # forgetting
+    assert "Forgetting of general speech was not measured." in body
     code = re.search(r"```python\n(.*?)```", body, re.DOTALL)
     assert code is not None
     compile(code[1], "card", "exec")
     assert len(code[1].splitlines()) <= 10
+
+
+def test_what_was_forgotten_stands_in_the_card_where_it_was_measured(scored: Path) -> None:
+    """`evaluate RUN --into RUN/general` leaves a folder that is scored as the run is."""
+    shutil.copytree(scored, scored / "general")
+    path = scored / "general" / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics["base"]["wer"], metrics["tuned"]["wer"] = 0.05, 0.065
+    metrics["difference"] = {"wer": 0.015, "interval": [0.001, 0.03]}
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    write_card(scored)
+    body = (scored / "README.md").read_text(encoding="utf-8")
+    assert "6.5 % word errors, the base 5.0 %: +1.5 points (95 % interval +0.1 to +3.0" in body
+    assert "was not measured" not in body.partition("## Limits")[2].partition("Energy")[0]
     assert "{" not in code[1]
 
 

@@ -182,7 +182,7 @@ def _purpose(record: Record) -> list[str]:
         limits.append("All test clips are of one speaker: nothing is known about other voices.")
     if record.note:
         limits.append(f"The speech: {record.note}.")
-    limits.append("Forgetting of general speech was not measured.")
+    limits.append(_forgotten(record.general))
     if not record.metrics.get("training", {}).get("joules"):
         limits.append("Energy and CO2 were not measured.")
     return [
@@ -194,6 +194,14 @@ def _purpose(record: Record) -> list[str]:
         *(f"- {limit}" for limit in limits),
         "",
     ]
+
+
+def _forgotten(general: Record | None) -> str:
+    """What is known of speech that the model did not learn from, and may have become worse at."""
+    if general is None:
+        return "Forgetting of general speech was not measured."
+    about = f" ({general.note})" if general.note else ""
+    return f"General speech that it did not learn from{about}: {verdict(general.metrics)}"
 
 
 def licences(recipe: dict[str, Any], base: str) -> list[str]:

@@ -16,6 +16,7 @@ SYSTEMS = {  # keys of metrics.json and of a row of predictions.jsonl
     "base_full_context": "base, full 30 s",
     "tuned_full_context": "tuned, full 30 s",
 }
+GENERAL = "general"  # a folder in a run's: `evaluate RUN --into RUN/general data.test...`
 CONTEXTS = (
     "The first two rows hear each clip at its own length, the others padded to 30 s, as most other "
     "programs do."
@@ -24,7 +25,10 @@ CONTEXTS = (
 
 @dataclass(frozen=True)
 class Record:
-    """A scored run; the fields hold the contents of the files that DESIGN calls by these names."""
+    """A scored run; the fields hold the contents of the files that DESIGN calls by these names.
+
+    `general` are its scores on general speech, in GENERAL of its folder, for what it forgot.
+    """
 
     recipe: dict[str, Any]
     recipe_text: str
@@ -32,6 +36,7 @@ class Record:
     metrics: dict[str, Any]
     events: list[dict[str, Any]]  # log.jsonl
     predictions: list[dict[str, Any]]
+    general: Record | None = None
 
     @property
     def name(self) -> str:
@@ -133,6 +138,7 @@ def _processor(facts: dict[str, Any]) -> str:
 
 def read_record(run: Path) -> Record:
     """Read a scored run's folder; raises OSError where one of its files is missing."""
+    general = read_record(run / GENERAL) if (run / GENERAL / "metrics.json").is_file() else None
 
     def lines(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (run / name).read_text("utf-8").splitlines()]
@@ -147,6 +153,7 @@ def read_record(run: Path) -> Record:
         metrics=whole("metrics.json"),
         events=lines("log.jsonl"),
         predictions=lines("predictions.jsonl"),
+        general=general,
     )
 
 
