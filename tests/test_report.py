@@ -185,6 +185,7 @@ def test_the_card_holds_recorded_facts_and_metadata_that_the_hub_reads(scored: P
     assert code is not None
     compile(code[1], "card", "exec")
     assert len(code[1].splitlines()) <= 10
+    assert "{" not in code[1]
 
 
 def test_what_was_forgotten_stands_in_the_card_where_it_was_measured(scored: Path) -> None:
@@ -199,7 +200,6 @@ def test_what_was_forgotten_stands_in_the_card_where_it_was_measured(scored: Pat
     body = (scored / "README.md").read_text(encoding="utf-8")
     assert "6.5 % word errors, the base 5.0 %: +1.5 points (95 % interval +0.1 to +3.0" in body
     assert "was not measured" not in body.partition("## Limits")[2].partition("Energy")[0]
-    assert "{" not in code[1]
 
 
 def test_a_local_base_is_no_hub_id_in_the_card(scored: Path) -> None:
