@@ -96,6 +96,26 @@ def test_a_new_updater_goes_on_bit_for_bit(way: str, tmp_path: Path) -> None:
         assert asdict(one.loss_scale) == asdict(other.loss_scale)
 
 
+def test_paged_moments_are_paged_again(tmp_path: Path, monkeypatch) -> None:
+    """As a card would have them: here a buffer that is marked stands for one that CUDA moves."""
+    one, other = made("LoRA, bf16, 8 bits"), made("LoRA, bf16, 8 bits")
+    step(one, 1)
+    standing = Standing(1, due=False, best=Selection("mer"), meter=Meter(1))
+    folder = checkpoint.save_run(tmp_path, standing, one, {})
+
+    def paged(parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        buffer = torch.zeros_like(parameter, dtype=dtype)
+        buffer.is_paged = True
+        return buffer
+
+    monkeypatch.setattr(other.optimizer, "is_paged", True)
+    monkeypatch.setattr(other.optimizer, "get_state_buffer", paged)
+    read_standing(folder, other)
+    assert all(map(torch.equal, state(one), state(other)))
+    for held in other.optimizer.state.values():
+        assert held["state1"].is_paged and held["state2"].is_paged
+
+
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path) -> None:
     standing = Standing(1, due=False, best=Selection("mer"), meter=Meter(1))
     folder = checkpoint.save_run(tmp_path, standing, made("LoRA"), {})

@@ -24,6 +24,7 @@ from peft_whisper.training.tally import Meter, Selection
 if TYPE_CHECKING:
     from peft_whisper.training.updater import Updater
 
+PAGED = {"state1", "state2"}  # what bitsandbytes calls the moments
 OPTIMIZER, RANKS, STATE = "optimizer.safetensors", "ranks.safetensors", "state.json"
 
 
@@ -154,3 +155,13 @@ def _load_optimizer(folder: Path, numbers: dict[str, Any], updater: Updater) -> 
             "param_groups": updater.optimizer.state_dict()["param_groups"],
         }
     )
+    if getattr(updater.optimizer, "is_paged", False):
+        _page(updater.optimizer)
+
+
+def _page(optimizer: Any) -> None:
+    """Put moments that were read onto the card where bitsandbytes pages them, as it makes them."""
+    for parameter, state in optimizer.state.items():
+        for key in PAGED & state.keys():
+            held = optimizer.get_state_buffer(parameter, dtype=state[key].dtype)
+            state[key] = held.copy_(state[key])
