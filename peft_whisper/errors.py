@@ -97,7 +97,10 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     try:
-        code = main(None)
+        try:
+            code = main(None)
+        finally:
+            _settle()
     except SystemExit as end:  # of argparse, after --help
         code = end.code
     except UserError as error:
@@ -130,6 +133,16 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)
+
+
+def _settle() -> None:
+    """What the command came to is decided: a signal on the way out no longer changes it.
+
+    The scheduler's second SIGTERM is ignored, a second Ctrl-C ends the process as it stands.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _end(signum: int, _frame: object) -> NoReturn:

@@ -100,6 +100,17 @@ def test_ctrl_c_is_one_line_and_130():
     assert (process.returncode, err) == (130, f"\ninterrupted; {said}\n")
 
 
+@pytest.mark.parametrize(
+    ("end", "code"), [("return 3", 3), ("raise DataError('bad')", 3), ("raise Stopped(15)", 143)]
+)
+def test_a_signal_on_the_way_out_changes_nothing(end: str, code: int):
+    """The scheduler's second SIGTERM, for instance, or one that comes as all is done."""
+    late = "lambda: os.kill(os.getpid(), signal.SIGTERM)"
+    found = ended(f"import atexit, os, signal; atexit.register({late}); {end}")
+    assert found[0] == code
+    assert "Traceback" not in found[2]
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_head_takes_its_line_and_nobody_complains(unbuffered):
     body = "[print('line', number) for number in range(100_000)]"
