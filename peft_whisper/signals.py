@@ -47,6 +47,7 @@ class Stop:
         self.signum: int | None = None
         self.saved = ""  # what is safe, where the process ends at once
         self.waits = False
+        self.over = False  # all is written: a signal changes nothing any more
         self.say: Callable[[str], None] = lambda _text: None
 
     def listen(self) -> None:
@@ -73,6 +74,8 @@ class Stop:
     def _hear(self, signum: int, _frame: FrameType | None) -> None:
         if self.waits and self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.over:
+            return
         if not self.waits:
             raise Stopped(signum, self.saved)
         if self.signum is None:

@@ -29,7 +29,7 @@ from peft_whisper.session import (
     Session,
     enough_memory,
 )
-from peft_whisper.signals import Stop
+from peft_whisper.signals import Stop, held
 from peft_whisper.terminal import Terminal, progress
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     with enough_memory():
         result, tuned = train(session, found, folder, begun, accelerator, stop, console)
         if accelerator.is_main_process:
-            finish(session, folder, tuned, result, accelerator.device, console)
+            finish(session, folder, tuned, result, accelerator.device, stop, console)
     accelerator.end_training()
     return 0
 
@@ -280,6 +280,7 @@ def finish(
     tuned: Path,
     result: Result,
     device: torch.device,
+    stop: Stop,
     console: Console,
 ) -> None:
     """Read the test split once: score base and tuned model, write report and card."""
@@ -291,7 +292,9 @@ def finish(
     training = {"updates": result.updates} | result.speed | peak_memory()
     texts = transcripts(session, tuned, str(device), console)
     metrics = write_scores(folder, session, texts, training)
-    write_pages(folder, session.test_wave, session.recipe.evaluation.normalizer)
+    with held():  # the report and the card together, and then the run is finished
+        write_pages(folder, session.test_wave, session.recipe.evaluation.normalizer)
+        stop.over = True
     print_scores(metrics, console)
     console.print(f"report: {folder / 'report.html'}   trained weights: {tuned}")
 
