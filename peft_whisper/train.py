@@ -130,10 +130,7 @@ def train(
     stop: Stop,
     console: Console,
 ) -> tuple[Result, Path]:
-    """Train, and publish the best checkpoint as `adapter/` or `model/`; returns how it went.
-
-    From the checkpoint where it had `begun`, a run goes on to what it would have come to.
-    """
+    """Train, from where it had `begun`, and publish the best checkpoint; returns how it went."""
     from peft_whisper.planning.preflight import measured_beside
     from peft_whisper.training.checkpoint import check_space
     from peft_whisper.training.frozen import run_frozen_layers
@@ -269,8 +266,7 @@ def validate(
     clean = normalizer(session.recipe.evaluation.normalizer)
     utterances = [measure(clip.text, texts[clip.id], clean) for clip in clips]
     score = summarize(utterances, session.recipe.evaluation.normalizer, 0, session.recipe.seed)
-    names = ("wer", "mer", "cer", "loops", "empties")
-    rates = {name: getattr(score, name) for name in names}
+    rates = {name: getattr(score, name) for name in ("wer", "mer", "cer", "loops", "empties")}
     return rates | {"loss": total / tokens, "seconds": time.perf_counter() - began}
 
 
