@@ -91,11 +91,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     with its name. Any other exception keeps its traceback. Tokens and passwords are masked.
     """
     code: str | int | None
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:  # and not ignored
-        signal.signal(signal.SIGTERM, _end)
-    for stream in (sys.stdout, sys.stderr):  # a terminal without Unicode shows ? and lives
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    _prepare()
     try:
         try:
             code = main(None)
@@ -133,6 +129,15 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)
+
+
+def _prepare() -> None:
+    """Hear SIGTERM, where it is not ignored; a terminal without Unicode shows ? and lives."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 def _settle() -> None:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 Transcripts = dict[str, dict[str, str]]  # system -> clip id -> text
 BASE, TUNED, FULL = "base", "tuned", "_full_context"
 # The code that decides what a base hears.
-HEARING = ("data", "model", "scoring/decode.py", "scoring/search.py", "final_test.py")
+HEARING = (
+    *("data", "model", "scoring/decode.py", "scoring/search.py"),
+    *("session.py", "training/precision.py", "final_test.py"),
+)
 
 
 def transcripts(session: Session, tuned: Path, device: str, console: Console) -> Transcripts:
