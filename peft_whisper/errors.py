@@ -60,6 +60,15 @@ class Stopped(BaseException):
         self.signum, self.saved = signum, saved
 
 
+_raised: list[Stopped] = []  # by signals: C++ or Rust may have made an error of its own of one
+
+
+def stopped(signum: int, saved: str) -> Stopped:
+    """What a signal's handler raises; `run` knows of it, whatever becomes of it on its way."""
+    _raised.append(Stopped(signum, saved))
+    return _raised[-1]
+
+
 def is_disk_full(error: BaseException) -> bool:
     """Whether no more could be written: the disk, a quota or a limit on a file's size."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -90,49 +99,60 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     that closed our stdout (`| head`) is quiet; a file that can't be read or written is one line
     with its name. Any other exception keeps its traceback. Tokens and passwords are masked.
     """
-    code: str | int | None
     _prepare()
     try:
         try:
-            code = main(None)
+            code: str | int | None = main(None)
         finally:
             _settle()
-    except SystemExit as end:  # of argparse, after --help
-        code = end.code
-    except UserError as error:
-        print(masked(_CONTROLS.sub("?", str(error))), file=sys.stderr)
-        code = error.exit_code
-    except BrokenPipeError:
-        if not (_flush_failed() or _reader_is_gone()):
-            raise  # some other pipe broke, for instance a loader process: that is news
-        code = READER_GONE
-    except shutil.Error as error:  # of copytree: (source, target, reason) for each file
-        reasons = [str(reason) for *_, reason in error.args[0]]
-        print(f"{len(reasons)} files could not be copied: {reasons[0]}", file=sys.stderr)
-        code = NoRoomError.exit_code if "No space left" in reasons[0] else RecipeError.exit_code
-    except OSError as error:
-        full = is_disk_full(error)
-        if error.filename is None and not full:
-            raise
-        print(masked(f"{error.filename or 'a file'}: {error.strerror}"), file=sys.stderr)
-        code = NoRoomError.exit_code if full else RecipeError.exit_code
-    except Stopped as stop:
-        name = signal.Signals(stop.signum).name
-        print(f"\nstopped by {name}; {stop.saved or 'nothing to save yet'}", file=sys.stderr)
-        code = 128 + stop.signum
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {WHOLE}", file=sys.stderr)
-        code = INTERRUPTED
-    except Exception:
-        print(masked(traceback.format_exc()), end="", file=sys.stderr)
-        code = 1
+        if _raised:  # and something swallowed it
+            raise _raised[-1]
+    except BaseException as error:
+        code = _told(_raised[-1] if _raised and isinstance(error, Exception) else error)
     if _flush_failed():
         code = code or READER_GONE
     sys.exit(code)
 
 
+def _told(found: BaseException) -> str | int | None:
+    """Say why a command ended; returns its exit code. What is not ours to explain is raised."""
+    try:
+        raise found
+    except SystemExit as end:  # of argparse, after --help
+        return end.code
+    except UserError as error:
+        print(masked(_CONTROLS.sub("?", str(error))), file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        if not (_flush_failed() or _reader_is_gone()):
+            raise  # some other pipe broke, for instance a loader process: that is news
+        return READER_GONE
+    except shutil.Error as error:  # of copytree: (source, target, reason) for each file
+        reasons = [str(reason) for *_, reason in error.args[0]]
+        print(f"{len(reasons)} files could not be copied: {reasons[0]}", file=sys.stderr)
+        full = "No space left" in reasons[0]
+        return NoRoomError.exit_code if full else RecipeError.exit_code
+    except OSError as error:
+        full = is_disk_full(error)
+        if error.filename is None and not full:
+            raise
+        print(masked(f"{error.filename or 'a file'}: {error.strerror}"), file=sys.stderr)
+        return NoRoomError.exit_code if full else RecipeError.exit_code
+    except Stopped as stop:
+        name = signal.Signals(stop.signum).name
+        print(f"\nstopped by {name}; {stop.saved or 'nothing to save yet'}", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {WHOLE}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        print(masked(traceback.format_exc()), end="", file=sys.stderr)
+        return 1
+
+
 def _prepare() -> None:
     """Hear SIGTERM, where it is not ignored; a terminal without Unicode shows ? and lives."""
+    _raised.clear()
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end)
     for stream in (sys.stdout, sys.stderr):
@@ -152,7 +172,7 @@ def _settle() -> None:
 
 def _end(signum: int, _frame: object) -> NoReturn:
     """Leave through every `finally`, where half made files are deleted."""
-    raise Stopped(signum, WHOLE)
+    raise stopped(signum, WHOLE)
 
 
 def _flush_failed() -> bool:

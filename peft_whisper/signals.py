@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from peft_whisper.errors import Stopped
+from peft_whisper.errors import Stopped, stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ALL_SAVED = "every update is saved, the same command scores the run"
@@ -77,7 +77,7 @@ class Stop:
         if self.over:
             return
         if not self.waits:
-            raise Stopped(signum, self.saved)
+            raise stopped(signum, self.saved)
         if self.signum is None:
             self.signum = signum
             self.say(f"{signal.Signals(signum).name}: the update is finished and saved first")

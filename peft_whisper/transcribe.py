@@ -156,7 +156,7 @@ def transcribe(job: Job, systems: Systems, sounds: Sequence[Sound]) -> None:
     with progress(job.console, "transcribing, seconds", max(1, seconds)) as task:
         for name, decoder in systems.decoders(job.args.channel):
             say_what_lacks(job, name, decoder)
-            for sound, segments in each(job, decoder, todo[name], task):
+            for sound, segments in each(job, name, decoder, todo[name], task):
                 if job.args.to is not None:
                     write(job, sound, segments, folders[name])
                 if job.args.to is None or len(names) > 1:
@@ -210,9 +210,10 @@ def missing(job: Job, sounds: Sequence[Sound], system: str) -> list[Sound]:
 
 
 def each(
-    job: Job, decoder: Decoder, sounds: Sequence[Sound], task: Task
+    job: Job, name: str, decoder: Decoder, sounds: Sequence[Sound], task: Task
 ) -> Iterator[tuple[Sound, list[Segment]]]:
-    """Each recording that can be heard, as it is finished; the others are told."""
+    """Each recording that the system `name` can hear, as it is finished; the others are told."""
+    from peft_whisper.data.scripts import visible
     from peft_whisper.scoring.longform import ended_at_pauses, transcribe_long
 
     named = {sound.name: sound for sound in sounds if sound.name not in job.failed}
@@ -226,6 +227,8 @@ def each(
 
     for stream, segments in transcribe_long(decoder, streams, job.args.language, advance):
         if isinstance(segments, list):
+            if not segments:
+                job.console.print(visible(f"{stream.name}: {name} heard no speech in it"))
             yield named[stream.name], ended_at_pauses(segments)
         else:
             job.fail(stream.name, segments)

@@ -111,6 +111,20 @@ def test_a_signal_on_the_way_out_changes_nothing(end: str, code: int):
     assert "Traceback" not in found[2]
 
 
+@pytest.mark.parametrize("after", ["raise StateError('no shape')", "raise OSError(5)", "pass"])
+def test_a_signal_that_a_library_made_an_error_of_its_own_of_is_still_the_signal(after: str):
+    """As torch does ("could not determine the shape") where it asks a tensor for its storage."""
+    body = f"""import os, signal
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        except BaseException:
+            {after}"""
+    code, _, err = ended(body)
+    said = "what was finished is kept, nothing is half-written"
+    assert (code, err) == (143, f"\nstopped by SIGTERM; {said}\n")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_head_takes_its_line_and_nobody_complains(unbuffered):
     body = "[print('line', number) for number in range(100_000)]"

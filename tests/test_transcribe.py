@@ -144,9 +144,11 @@ def test_sound_from_a_pipe_and_text_into_one(demo: Path) -> None:
     assert "Traceback" not in several.stderr
 
 
-def test_silence_has_no_words(capsys) -> None:
+def test_silence_has_no_words_and_that_is_said(capsys) -> None:
     assert transcribe.main(["base", "silent.wav", "--format", "vtt"]) == 0
-    assert capsys.readouterr().out == "WEBVTT\n\n"
+    out, err = capsys.readouterr()
+    assert out == "WEBVTT\n\n"
+    assert "silent.wav: base heard no speech in it" in err
 
 
 def test_each_adapter_says_beside_others_what_it_says_alone(tmp_path: Path, capsys) -> None:
