@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from peft_whisper.positions import heard_positions
+
 if TYPE_CHECKING:
     from transformers import WhisperConfig
 
@@ -25,7 +27,8 @@ def flops_per_clip(
       28 T d^2 + 4 S d^2 a decoder layer.
     - attention: scores and sums, 4 x queries x keys x d, with T^2 for the decoder's own: what is
       masked is counted, as kernels without a mask compute it.
-    - convolutions: 12 S M d (at two frames a position) and 6 S d^2; logits: 2 T d V.
+    - convolutions: 12 H M d (at two frames a position) and 6 H d^2, where H of S hear the clip;
+      logits: 2 T d V.
     - backward: as much again for the gradient of a layer's input, and again for that of a trained
       weight; twice for attention. Frozen weights have no gradient, nor have inputs below which
       nothing is trained: those of the first layers' q, k and v, and all of a frozen encoder.
@@ -43,7 +46,8 @@ def flops_per_clip(
     attention = 4 * width * positions**2
     attention_said = 4 * width * labels * (labels + positions)
     logits = 2 * labels * width * sizes.vocab_size
-    outer = 12 * positions * sizes.num_mel_bins * width + 6 * positions * width**2
+    heard = heard_positions(positions)
+    outer = 12 * heard * sizes.num_mel_bins * width + 6 * heard * width**2
 
     total = outer + encoder * attention * (3 if hears else 1)
     total += 3 * decoder * attention_said + 2 * logits
@@ -58,7 +62,7 @@ def flops_per_clip(
     if adapter is not None:  # of the first layers' q, k and v
         total -= 3 * 2 * width**2 * (labels + (positions if hears else 0))
     if adapter is None:  # the convolutions' weights, the second one's input, the words
-        total += outer + 6 * positions * width**2 + logits
+        total += outer + 6 * heard * width**2 + logits
     return total
 
 

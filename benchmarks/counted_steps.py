@@ -98,12 +98,8 @@ def blueprint(recipe: Recipe, layers: int | None = None) -> Blueprint:
 
 
 def shapes_of(recipe: Recipe, seconds: float, labels: int, clips: int | None) -> tuple[Shape, ...]:
-    """One update of equal clips: `clips` at once, or where None as the recipe batches them.
-
-    Without the random changes of the context's length.
-    """
-    rule = recipe.context
-    context = Context(rule.margin_positions, 0, rule.minimum_positions, 0.0)
+    """One update of equal clips: `clips` at once, or where None as the recipe batches them."""
+    context = Context(recipe.context.margin_positions)
     if clips is not None:
         return (Shape(clips, context.positions(seconds), labels),)
     layout = session_of(recipe, find_blueprint(recipe.base.model)).layout(processes=1)

@@ -146,7 +146,6 @@ def recipe_of(adapter: dict, held: dict, training: dict) -> Recipe:
             "base": {"model": "small"} | base,
             "data": {"train": nowhere, "validation": nowhere, "test": nowhere},
             "adapter": adapter,
-            "context": {"jitter_positions": 0, "full_share": 0},
             "training": {"updates": 9, "learning_rate": 1e-5, "batch": 8}
             | {"precision": held.get("precision", "fp32")}
             | training,

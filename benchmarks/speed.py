@@ -202,7 +202,7 @@ def summary(runs: Rows, rows: Rows) -> dict[str, Any]:
     """Of all seeds: rows of seconds a clip, WER of each system, and what lies between two."""
     from comparing.statistics import difference, estimate
 
-    # Totals, not medians: updates differ, and an eighth of ours run at the full 30 s.
+    # Totals, not medians: updates differ.
     clips = sum(one["training"]["clips"] for one in runs)
     spent = [sum(one["training"][side] for one in runs) / clips for side in ("ours_s", "rival_s")]
     heard = [median(one["evaluation"][side] for one in runs) for side in ("ours_s", "rival_s")]
@@ -228,10 +228,7 @@ def errors_of(runs: Rows, who: str) -> Counts:
 def long_clips(
     session: Session, seconds: float, precision: str, micro: int, rounds: int
 ) -> dict[str, Any]:
-    """An update of clips of `seconds`, each round: ours at their length and at 30 s, the rival's.
-
-    Ours counts as its run would mix them: `context.full_share` of the updates at 30 s.
-    """
+    """An update of clips of `seconds`, each round: ours and the rival's."""
     from rivals.hf_trainer import make_processor, prepare
     from rivals.joined import joined
     from turns import Ours, Rival
@@ -242,15 +239,10 @@ def long_clips(
     with tempfile.TemporaryDirectory() as folder:
         long = joined(session, seconds, clips * (rounds + 1), Path(folder))
         train = prepare(long.splits.train, make_processor(session), session.recipe.data.channel)
-        sides = [Ours(long, rounds + 1, full_share=share) for share in (0.0, 1.0)]
-        rival = Rival(long, precision, micro, rounds + 1, train)
-        spent = [
-            (sides[0].update()[0], sides[1].update()[0], rival.update()) for _ in range(rounds + 1)
-        ]
-    own, full, theirs = (median(column) / clips for column in zip(*spent[1:], strict=True))
-    share = session.context.full_share
-    made = row(f"training, {seconds:.0f} s", (1 - share) * own + share * full, theirs)
-    return made | {"ours_own_length_s": own, "ours_full_length_s": full}
+        ours, rival = Ours(long, rounds + 1), Rival(long, precision, micro, rounds + 1, train)
+        spent = [(ours.update()[0], rival.update()) for _ in range(rounds + 1)]
+    own, theirs = (median(column) / clips for column in zip(*spent[1:], strict=True))
+    return row(f"training, {seconds:.0f} s", own, theirs)
 
 
 def row(what: str, ours: float, rival: float) -> dict[str, Any]:

@@ -61,13 +61,11 @@ def scored(session: Session, texts: Texts) -> Score:
 class Ours:
     """The product's own updates, stream and decoder, as `peft_whisper.train` runs them."""
 
-    def __init__(self, session: Session, updates: int, full_share: float | None = None):
+    def __init__(self, session: Session, updates: int):
         console, accelerator = Console(quiet=True), own_accelerator()
         session, _ = choose_fastest(session, accelerator.device.type, console)
         self.session, self.done = session, 0
         course = replace(make_course(session, 1), updates=updates)
-        if full_share is not None:
-            course = replace(course, context=replace(course.context, full_share=full_share))
         self.updater, self.model = make_updater(session, accelerator)
         self.updater.plan(updates)
         if self.updater.first_layer is not None:

@@ -20,7 +20,7 @@ def contradictions(tree: Mapping[str, Any]) -> list[Contradiction]:
     `tree` holds only what was written, defaults left out, and may still be wrong in itself (a text
     where a number is due): such values are passed over here, since their type is reported anyway.
     """
-    rules = (_sources, _model, _adapter, _context, _training, _frozen_cache)
+    rules = (_sources, _model, _adapter, _training, _frozen_cache)
     return [found for rule in rules for found in rule(tree)]
 
 
@@ -124,19 +124,6 @@ def _adapter(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             )
 
 
-def _context(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
-    context = _section(tree, "context")
-    margin = _integer(context, "margin_positions", 64)
-    jitter = _integer(context, "jitter_positions", 32)
-    if margin is not None and jitter is not None and jitter > margin:
-        key = "jitter_positions" if "jitter_positions" in context else "margin_positions"
-        yield (
-            ("context", key),
-            f"jitter_positions ({jitter}) must not exceed margin_positions ({margin}), "
-            "or the end of the speech would be cut off",
-        )
-
-
 def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
     training = _section(tree, "training")
     given = [key for key in ("updates", "epochs") if training.get(key) is not None]
@@ -168,7 +155,7 @@ def _training(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
 
 
 def _frozen_cache(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
-    """Kept is what frozen layers give: there must be some, and they must hear the same again."""
+    """Kept is what frozen layers give: there must be some."""
     if _section(tree, "training").get("frozen_cache") not in ("memory", "disk"):
         return
     key, adapter = ("training", "frozen_cache"), _section(tree, "adapter")
@@ -181,16 +168,6 @@ def _frozen_cache(tree: Mapping[str, Any]) -> Iterator[Contradiction]:
             f"no encoder layer is frozen below the adapters: adapter.encoder_layers is {layers}; "
             "write none, or for instance top 8, or remove training.frozen_cache",
         )
-    context = _section(tree, "context")
-    for name, default in (("jitter_positions", 32), ("full_share", 0.12)):
-        value = context.get(name, default)
-        if isinstance(value, int | float) and value > 0:
-            yield (
-                key,
-                f"context.{name} ({value}) pads a clip to another length each time it is heard, "
-                "so what the frozen layers gave for one length is of no use for the next; write "
-                f"context.{name}: 0, or remove training.frozen_cache",
-            )
 
 
 def _compiled(tree: Mapping[str, Any]) -> Iterator[Contradiction]:

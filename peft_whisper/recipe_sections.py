@@ -112,19 +112,11 @@ class Context(Section):
     """How long the encoder's input is; one position is 20 ms, 1500 are 30 s."""
 
     margin_positions: int = Field(
-        64, ge=0, le=MAX_POSITIONS, description="Silence after the clip; too little makes loops."
-    )
-    jitter_positions: int = Field(
-        32, ge=0, le=MAX_POSITIONS, description="Random change of the margin in training, +-."
-    )
-    minimum_positions: int = Field(
-        256, ge=1, le=MAX_POSITIONS, description="Shortest encoder input; shorter is faster."
-    )
-    full_share: float = Field(
-        0.12,
-        ge=0,
-        le=1,
-        description="Share of steps at the full 30 s, so that padding tools work too.",
+        8,
+        ge=8,
+        le=MAX_POSITIONS,
+        description="Silence after the clip that is heard whole; of the rest up to 30 s, one "
+        "position in 16 is. 1500: all of it, as other programs do.",
     )
 
 

@@ -43,9 +43,7 @@ class Session:
         from peft_whisper.data.batches import Context
 
         rule = self.recipe.context
-        return Context(
-            rule.margin_positions, rule.jitter_positions, rule.minimum_positions, rule.full_share
-        )
+        return Context(rule.margin_positions)
 
     def layout(self, processes: int) -> Layout:
         """How clips become micro-steps and updates on so many processes."""

@@ -78,10 +78,9 @@ def generated(model, heard, prefix, limit, generation) -> list[list[int]]:
 PREFIX = torch.tensor([[50_257, 50_362]] * 12)
 
 
-@pytest.mark.parametrize("positions", [256, 1500])
 @pytest.mark.parametrize("clips", [1, 3, 12])
-def test_random_model_equals_generate(clips: int, positions: int) -> None:
-    model, heard, prefix = random_whisper(), sounds(clips, positions), PREFIX[:clips]
+def test_random_model_equals_generate(clips: int) -> None:
+    model, heard, prefix = random_whisper(), sounds(clips, 1500), PREFIX[:clips]
     with torch.inference_mode():
         ours = Greedy(model, settings())([heard], prefix, 40)
         assert ours == generated(model, heard, prefix, 40, settings())
@@ -91,7 +90,7 @@ def test_random_model_equals_generate(clips: int, positions: int) -> None:
 
 
 def test_rows_of_different_languages_equal_generate() -> None:
-    model, heard = random_whisper(51_865), sounds(12, 64)
+    model, heard = random_whisper(51_865), sounds(12, 1500)
     prefix = torch.tensor([[50_258, 50_259 + row, 50_359, 50_363] for row in range(12)])
     with torch.inference_mode():
         ours = Greedy(model, settings(50_257))([heard], prefix, 40)
@@ -121,18 +120,18 @@ def test_every_kind_of_layer_equals_generate(kind: str) -> None:
         model.to(torch.bfloat16)
     if kind not in ("bf16", "autocast"):
         model = with_adapter(model)
-    heard = sounds(12, 256, model.dtype)
+    heard = sounds(12, 1500, model.dtype)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
         ours = Greedy(model, settings())([heard], PREFIX, 40)
         assert ours == generated(model, heard, PREFIX, 40, settings())
-        plain = Greedy(random_whisper(), settings())([sounds(12, 256)], PREFIX, 40)
+        plain = Greedy(random_whisper(), settings())([sounds(12, 1500)], PREFIX, 40)
     assert kind in ("bf16", "autocast") or ours != plain
     assert len({tuple(row) for row in ours}) > 5
 
 
 def test_lengths_decoded_together_are_as_each_alone() -> None:
     model = random_whisper()
-    heard = [sounds(clips, 64 * clips) for clips in (1, 2, 3, 6)]
+    heard = [sounds(clips, 192 * clips) for clips in (1, 2, 3, 6)]
     with torch.inference_mode():
         search = Greedy(model, settings())
         together = search(heard, PREFIX, 40)
@@ -147,7 +146,7 @@ def test_finished_rows_are_dropped_when_they_are_half() -> None:
         lambda _module, args: fed.append(len(args[0]))
     )
     with torch.inference_mode():
-        ours = Greedy(model, settings())([sounds(12, 256)], PREFIX, 40)
+        ours = Greedy(model, settings())([sounds(12, 1500)], PREFIX, 40)
     live = [sum(len(row) >= step for row in ours) for step in range(40)]
     assert len(fed) == min(40, max(map(len, ours)) + 1)
     assert fed[0] == 12 and fed[-1] < 6
@@ -199,15 +198,15 @@ def test_real_model_equals_generate(demo, dtype: str) -> None:
     )
 
 
-CONTEXT = Context(margin=16, jitter=0, minimum=64, full_share=0.0)
+CONTEXT = Context(margin=16)
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> list[Clip]:
-    """Noise of 0.5 to 6 s, in no order."""
+    """Noise of 2 to 24 s, in no order."""
     folder, generator = tmp_path_factory.mktemp("clips"), np.random.default_rng(2)
     made = []
-    for number, seconds in enumerate((3.0, 0.5, 6.0, 1.5, 0.6, 2.0, 4.5, 1.6, 0.7)):
+    for number, seconds in enumerate((12.0, 2.0, 24.0, 6.0, 2.4, 8.0, 18.0, 6.4, 2.8)):
         wave = generator.normal(0, 0.1 + 0.02 * number, int(16_000 * seconds)).astype(np.float32)
         path = folder / f"{number}.wav"
         soundfile.write(path, wave, 16_000, subtype="FLOAT")

@@ -24,6 +24,7 @@ from peft_whisper.data.scripts import is_foreign, is_invisible, visible
 from peft_whisper.data.survey import outlook
 from peft_whisper.data.transcripts import spell
 from peft_whisper.errors import DataError, RecipeError
+from peft_whisper.positions import heard_positions
 from peft_whisper.recipe_yaml import load_recipe
 from peft_whisper.session import open_session
 
@@ -272,7 +273,7 @@ def test_rows_by_number_and_by_id(place: Path, monkeypatch) -> None:
     assert [step.fed for step in lesson.steps][3] == "<|0.00|>"
     assert [step.target for step in lesson.steps][-2:] == ["<|1.00|>", "<|endoftext|>"]
     assert all(step.in_loss for step in lesson.steps)
-    assert lesson.mel.shape == (80, 2 * 256)
+    assert lesson.mel.shape == (80, 2 * heard_positions(192))
 
 
 def test_a_clip_that_is_gone_since_it_was_checked_is_named(place: Path, monkeypatch) -> None:
@@ -320,14 +321,14 @@ def test_a_train_split_without_a_clip_is_still_shown(place: Path, run) -> None:
 
 def test_the_outlook_is_what_training_does() -> None:
     """10 clips of 2 s in batches of 4: 2 updates an epoch, 3 micro-batches of 192 positions."""
-    ahead = outlook([2.0] * 10, Layout(4, 2, 1), Context(64, 0, 128, 0.0), seed=1, updates=6)
+    ahead = outlook([2.0] * 10, Layout(4, 2, 1), Context(3), seed=1, updates=6)
     assert (ahead.clips_per_update, ahead.updates_per_epoch, ahead.planned) == (8, 2, 6)
     assert ahead.batches == ((192, 9),)
     assert ahead.mean_positions == 192
     assert ahead.saved == pytest.approx(1 - 192 / 1500)
     assert ahead.padding == pytest.approx(1 - 100 / 192)
     assert ahead.padding_at_30_s == pytest.approx(1 - 2 / 30)
-    whole = outlook([2.0] * 10, Layout(4, 2, 1), Context(64, 0, 128, 1.0), seed=1, updates=6)
+    whole = outlook([2.0] * 10, Layout(4, 2, 1), Context(1500), seed=1, updates=6)
     assert whole.batches == ((1500, 9),)
     assert whole.saved == 0
 

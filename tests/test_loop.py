@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import whispers
@@ -11,6 +13,7 @@ from peft_whisper.data.batches import Batch
 from peft_whisper.errors import StateError
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable
 from peft_whisper.model.encoder import encode, whisper_of
+from peft_whisper.positions import positions_for
 from peft_whisper.recipe_sections import Training
 from peft_whisper.training.tally import Selection
 from peft_whisper.training.updater import Updater
@@ -31,7 +34,7 @@ def updater(dtype: torch.dtype = torch.float32, **settings) -> Updater:
 
 
 def batch_of(clips: list[tuple[int, torch.Tensor, list[int]]], positions: int = 256) -> Batch:
-    """A batch of (number, mel, target tokens) with ragged lengths."""
+    """A batch of (number, mel, target tokens) with ragged lengths; `positions` hear them."""
     longest = max(len(tokens) for _, _, tokens in clips)
     fed = torch.full((len(clips), longest), 50_256)
     index: list[int] = []
@@ -40,7 +43,7 @@ def batch_of(clips: list[tuple[int, torch.Tensor, list[int]]], positions: int = 
         index += range(row * longest, row * longest + len(tokens))
     return Batch(
         sound=torch.stack([mel for _, mel, _ in clips])[..., : 2 * positions],
-        positions=positions,
+        positions=positions_for(positions),
         decoder_input_ids=fed,
         index=torch.tensor(index),
         targets=torch.tensor([token for _, _, tokens in clips for token in tokens]),
@@ -80,8 +83,9 @@ def test_accumulation_4x1_equals_1x4_with_ragged_labels() -> None:
 
 def test_loss_is_the_mean_over_tokens() -> None:
     rows = clips([3, 17])
-    made = updater()
-    batch = batch_of(rows)
+    made, short = updater(), batch_of(rows)
+    at_30_s = torch.nn.functional.pad(short.sound, (0, 3000 - short.sound.shape[-1]))
+    batch = replace(short, sound=at_30_s, positions=1500)  # as the stock decoder needs it
     loss, _ = gradients_of(made, [batch])
     whisper = whisper_of(made.forward.model)
     with torch.inference_mode():

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from peft_whisper.data.mel import FULL_POSITIONS, SAMPLES_PER_POSITION, log_mel
+from peft_whisper.data.mel import SAMPLES_PER_POSITION, log_mel
+from peft_whisper.positions import FULL_POSITIONS
 
 
 def speechlike(seconds: float, seed: int) -> np.ndarray:

@@ -41,11 +41,7 @@ training:
   learning_rate: 1e-5
 evaluation: {every: 10}
 """
-CACHED = (
-    "training.frozen_cache=disk",
-    "adapter.encoder_layers=none",
-    "context={jitter_positions: 0, full_share: 0}",
-)
+CACHED = ("training.frozen_cache=disk", "adapter.encoder_layers=none")
 HUB = {
     "hub": "someone/speech",
     "config": "no",
@@ -94,9 +90,6 @@ FULL: dict[str, Any] = {  # every key but the rivals of those given; values as Y
     },
     "context": {
         "margin_positions": "50",
-        "jitter_positions": "25",
-        "minimum_positions": "200",
-        "full_share": "0.2",
     },
     "training": {
         "updates": "100",
@@ -208,8 +201,6 @@ def full_with(path: Path_) -> dict[str, Any]:
                 tree["data"]["train"] = deepcopy(HUB)
         else:
             tree["data"][path[1]] = deepcopy(HUB)
-    if path == ("training", "frozen_cache"):
-        tree["context"] |= {"jitter_positions": "0", "full_share": "0"}
     if path == ("training", "epochs"):
         del tree["training"]["updates"]
         tree["training"]["epochs"] = "2"
@@ -498,8 +489,6 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
         ),
         (["adapter={encoder_layers: none, decoder_layers: none}"], "adapter: no layer is left"),
         (["adapter.encoder_layers=7-0"], "adapter.encoder_layers: .*did you mean 0-7"),
-        (["context.jitter_positions=65"], "context.jitter_positions: .*65.* not exceed .*64"),
-        (["context.margin_positions=9"], "context.margin_positions: .*32.* not exceed .*9"),
         (["training={learning_rate: 1, updates: 2, epochs: 1}"], "training: .*updates and epochs"),
         (["training={learning_rate: 1e-5}"], "training: .*found neither"),
         (["training.updates=5", "training.warmup=5"], "training.warmup: .*less than updates"),
@@ -515,11 +504,6 @@ def test_nearly_every_misspelling_is_told_what_was_meant(tmp_path):
         ([*CACHED, "adapter={method: none}"], "training.frozen_cache: .*no layer is frozen"),
         ([*CACHED, "adapter.encoder_layers=0-2"], "training.frozen_cache: .*encoder_layers is 0-2"),
         ([*CACHED, "adapter={}"], "training.frozen_cache: .*encoder_layers is all; write none"),
-        ([*CACHED, "context={full_share: 0}"], r"training.frozen_cache: .*jitter_positions \(32\)"),
-        (
-            [*CACHED, "context={jitter_positions: 0}"],
-            r"training.frozen_cache: context.full_share \(0.12\) pads a clip to another length",
-        ),
         (
             ["training.recompute=cheap", "training.compile=true"],
             "training.compile: .*write training.recompute: none",
@@ -543,7 +527,7 @@ def test_keys_that_contradict_each_other_are_refused(tmp_path, overrides, said):
         ["adapter={start: pissa, rank_stabilized: true}"],
         ["adapter.encoder_layers=none"],
         ["adapter.encoder_layers=5-5"],
-        ["context.jitter_positions=64"],
+        ["context.margin_positions=1500"],
         ["training.updates=6", "training.warmup=5"],
         ["base.dtype=bfloat16", "training.precision=bf16"],
         [
@@ -704,7 +688,7 @@ def test_overrides_replace_add_and_the_last_one_wins(tmp_path):
         ("seed=&a 3", "anchors (&) and aliases"),
         ("seed.x=3", "seed.x: seed holds a value, not a section"),
         ("name=007", "name: found 7, expected a valid string"),
-        ("context={full_share: 0.1, full_share: 0.2}", "context.full_share: is given twice"),
+        ("context={margin_positions: 8, margin_positions: 9}", "margin_positions: is given twice"),
         ("output=" + "[" * 5_000, "nested too deeply"),
     ],
 )

@@ -21,8 +21,7 @@ SAME = (  # no randomness, all clips in every update, all of them at 30 s
     "training.warmup=2",
     "training.batch=20",
     "training.accumulation=1",
-    "context.jitter_positions=0",
-    "context.full_share=1",
+    "context.margin_positions=1500",
 )
 
 

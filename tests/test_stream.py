@@ -42,7 +42,7 @@ def course(clips: list[Clip], updates: int, workers: int) -> Course:
         clips=clips,
         labels=Labels(tokenizer(".en"), VOCABULARIES[".en"]),
         n_mels=80,
-        context=Context(64, 32, 256, 0.25),
+        context=Context(8),
         data=Data(train=SOURCE, validation=SOURCE, test=SOURCE, workers=workers, timestamps=0.5),
         layout=Layout(2, 2, 1),
         updates=updates,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from peft_whisper.data.audio import unchanged
-from peft_whisper.data.mel import FULL_POSITIONS, SAMPLE_RATE, SAMPLES_PER_POSITION, log_mel
+from peft_whisper.data.mel import SAMPLE_RATE, SAMPLES_PER_POSITION, log_mel
+from peft_whisper.positions import FULL_POSITIONS, heard_positions, positions_for
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +26,17 @@ SILENCE = 2  # positions of zeros after which every further frame is the same
 
 @dataclass(frozen=True)
 class Context:
-    """How many encoder positions (20 ms each) a batch gets, and how often all 1,500."""
+    """How many encoder positions (20 ms each) a clip gets; the rule is in positions.py.
+
+    `margin`: so many hear the silence behind a clip one by one, at least.
+    """
 
     margin: int
-    jitter: int
-    minimum: int
-    full_share: float
 
-    def positions(self, seconds: float, extra: int = 0) -> int:
-        """Positions for a batch whose longest clip lasts `seconds`, `extra` beyond the margin.
-
-        Silence after the speech is what tells Whisper to stop, so there is always a margin.
-        """
+    def positions(self, seconds: float) -> int:
+        """Positions that the encoder runs for a clip of `seconds`."""
         speech = int(np.ceil(seconds * SAMPLE_RATE / SAMPLES_PER_POSITION))
-        wanted = max(speech + self.margin + extra, self.minimum, speech)
+        wanted = positions_for(min(FULL_POSITIONS, speech + self.margin))
         return min(FULL_POSITIONS, -(-wanted // ROUND_TO) * ROUND_TO)
 
 
@@ -109,13 +107,9 @@ def plan_epoch(
     ]
     groups = [part[at : at + size] for part in by_length for at in range(0, len(part), size)]
     rng.shuffle(groups)
-    first = epoch * layout.updates_per_epoch(len(durations))
     plan = []
-    for number, group in enumerate(groups, start=first):
-        extra = int(rng.integers(-context.jitter, context.jitter + 1))
-        if int((number + 1) * context.full_share) > int(number * context.full_share):
-            extra = FULL_POSITIONS
-        positions = {i: context.positions(durations[i], extra) for i in group}
+    for group in groups:
+        positions = {i: context.positions(durations[i]) for i in group}
         group.sort(key=lambda i: (positions[i], tokens[i] if tokens else 0))
         plan.append(_deal(group, positions, layout))
     return plan
@@ -157,9 +151,9 @@ class Batch:
     (b * t) decoder outputs, and `targets` (n,) are the tokens expected there.
     """
 
-    sound: torch.Tensor  # log-mel, float32 (b, mels, 2 * positions), or what frozen layers made of
-    # it (training/frozen.py), (b, positions, d_model)
-    positions: int  # of the encoder (20 ms each), of every clip, padding included
+    sound: torch.Tensor  # log-mel, float32 (b, mels, 2 * heard positions), or what frozen layers
+    # made of it (training/frozen.py), (b, positions, d_model)
+    positions: int  # that the encoder runs for every clip, those that stand for silence included
     decoder_input_ids: torch.Tensor  # int64 (b, t)
     index: torch.Tensor  # int64 (n,)
     targets: torch.Tensor  # int64 (n,)
@@ -224,20 +218,23 @@ def pad_waves(waves: Sequence[np.ndarray], positions: int) -> torch.Tensor:
 def features(
     clips: Sequence[Clip], positions: int, n_mels: int, wave_of: Callable[[Clip], np.ndarray]
 ) -> torch.Tensor:
-    """Log-mel float32 (clips, n_mels, 2 * positions) of clips that fit into `positions`.
+    """Log-mel float32 (clips, n_mels, 2 * heard) of clips that fit into `positions`.
+
+    `heard` is how many of the positions hear them (positions.py).
 
     Clip by clip, at its own length: the frames of the silence behind it are all alike. Raises
     DataError where `wave_of` finds a clip no more as the audit did.
     """
     import torch
 
-    out = torch.empty(len(clips), n_mels, 2 * positions)
+    heard = heard_positions(positions)
+    out = torch.empty(len(clips), n_mels, 2 * heard)
     for row, clip in zip(out, clips, strict=True):
         wave = unchanged(clip, wave_of)
-        own = min(positions, -(-len(wave) // SAMPLES_PER_POSITION) + SILENCE)
-        heard = log_mel(pad_waves([wave], own), n_mels)[0]
-        row[:, : heard.shape[1]] = heard
-        row[:, heard.shape[1] :] = heard[:, -1:]
+        own = min(heard, -(-len(wave) // SAMPLES_PER_POSITION) + SILENCE)
+        mel = log_mel(pad_waves([wave], own), n_mels)[0]
+        row[:, : mel.shape[1]] = mel
+        row[:, mel.shape[1] :] = mel[:, -1:]
     return out
 
 

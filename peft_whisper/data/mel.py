@@ -13,7 +13,6 @@ N_FFT = 400  # 25 ms
 HOP = 160  # 10 ms: 100 frames a second
 FRAMES_PER_POSITION = 2  # the encoder's second convolution has stride 2
 SAMPLES_PER_POSITION = HOP * FRAMES_PER_POSITION  # 320 samples, 20 ms
-FULL_POSITIONS = 1500  # 30 s
 QUIETEST = 1e-10  # power; what is below counts as this
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from peft_whisper.data.audit import hours
 from peft_whisper.data.batches import Context, Layout, collate, features, plan_epoch
 from peft_whisper.data.labels import MAX_TOKENS
-from peft_whisper.data.mel import FULL_POSITIONS, SAMPLE_RATE, SAMPLES_PER_POSITION
+from peft_whisper.data.mel import SAMPLE_RATE, SAMPLES_PER_POSITION
 from peft_whisper.data.splits import transcript_key
 from peft_whisper.data.transcripts import (
     Character,
@@ -24,6 +24,7 @@ from peft_whisper.data.transcripts import (
     habits,
     spell,
 )
+from peft_whisper.positions import FULL_POSITIONS
 
 if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip, Rejected
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 EXTREMES = 5  # clips at either end of characters per second
 POSITION_S = SAMPLES_PER_POSITION / SAMPLE_RATE  # 0.02
 FULL_S = FULL_POSITIONS * POSITION_S  # 30.0
-PLANNED_UPDATES = 200  # whole epochs are planned until there are so many: one in 1/full_share is
-# at 30 s, and an epoch of a few updates need not have one
+PLANNED_UPDATES = 200  # whole epochs are planned until there are so many
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Step:
 class Lesson:
     """One clip as the model is taught it.
 
-    `wave` is float32 (samples,) at 16 kHz; `mel` float32 (bands, 2 * positions).
+    `wave` is float32 (samples,) at 16 kHz; `mel` float32 (bands, frames).
     """
 
     placed: Placed
@@ -239,7 +239,7 @@ def lesson(
 ) -> Lesson:
     """Make the clip's tensors as training does, and read off them what is fed and what is learned.
 
-    `wave` is its sound, float32 (samples,), 16 kHz. The context has no jitter here.
+    `wave` is its sound, float32 (samples,), 16 kHz.
     """
     clip = placed.clip
     positions = context.positions(clip.duration_s)

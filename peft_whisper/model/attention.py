@@ -33,7 +33,7 @@ def join_attention(whisper: WhisperForConditionalGeneration, tiled: bool = False
 
 
 class Attention(WhisperAttention):
-    """Asked for what it does not do (a cache, a mask, weights, dropout), it is the stock one."""
+    """Asked for what it does not do (a cache, masks of rows, weights, dropout): the stock one."""
 
     def forward(
         self,
@@ -46,10 +46,12 @@ class Attention(WhisperAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """(rows, t, d_model) -> (rows, t, d_model), of what comes before where `is_causal`.
 
-        `key_value_states`: (rows, positions, d_model) to look at, instead of `hidden_states`.
+        `key_value_states`: (rows, positions, d_model) to look at, instead of `hidden_states`;
+        `attention_mask`: (1, 1, 1, positions) to add to the scores of each key.
         """
         config: Any = self.config
-        asked = cache is not None or attention_mask is not None or output_attentions
+        masked = attention_mask is not None and not self._weighs(attention_mask)
+        asked = cache is not None or masked or output_attentions
         if asked or self.dropout or config._attn_implementation != "sdpa":
             return super().forward(
                 hidden_states, key_value_states, cache, attention_mask, output_attentions, **kwargs
@@ -62,21 +64,30 @@ class Attention(WhisperAttention):
             key, value = products(key_value_states, (self.k_proj, self.v_proj))
         kept = heads(self, key), heads(self, value)
         causal = self.is_causal and hidden_states.shape[1] > 1
-        return self.out_proj(self.attended(heads(self, query), kept, causal)), None
+        return self.out_proj(self.attended(heads(self, query), kept, attention_mask, causal)), None
 
-    def attended(self, query: Tensor, kept: KeyValue, causal: bool) -> Tensor:
+    def _weighs(self, mask: Tensor) -> bool:
+        """Whether a mask is the same number for every query of a key."""
+        alike = mask.dim() == 4 and mask.shape[:3] == (1, 1, 1)
+        return alike and mask.is_floating_point() and not self.is_causal
+
+    def attended(
+        self, query: Tensor, kept: KeyValue, weights: Tensor | None, causal: bool
+    ) -> Tensor:
         """What the queries find, by torch's kernels."""
-        return attended(self, query, kept, causal)
+        return attended(self, query, kept, weights, causal)
 
 
 class TiledAttention(Attention):
     """In tiles, but for the decoder's attention to its own few tokens."""
 
-    def attended(self, query: Tensor, kept: KeyValue, causal: bool) -> Tensor:
+    def attended(
+        self, query: Tensor, kept: KeyValue, weights: Tensor | None, causal: bool
+    ) -> Tensor:
         """What the queries find, tile by tile."""
         if causal:
-            return super().attended(query, kept, causal)
-        return Tiled.apply(query, *kept, self.scaling).flatten(2)
+            return super().attended(query, kept, weights, causal)
+        return Tiled.apply(query, *kept, weights, self.scaling).flatten(2)
 
 
 def heads(attention: Any, x: Tensor) -> Tensor:
@@ -84,7 +95,17 @@ def heads(attention: Any, x: Tensor) -> Tensor:
     return x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 
 
-def attended(attention: Any, query: Tensor, kept: KeyValue, causal: bool = False) -> Tensor:
-    """What the queries find: (rows, t, d_model)."""
-    found = F.scaled_dot_product_attention(query, *kept, is_causal=causal, scale=attention.scaling)
+def attended(
+    attention: Any,
+    query: Tensor,
+    kept: KeyValue,
+    weights: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """What the queries find: (rows, t, d_model); `weights` are added to the scores of the keys."""
+    if weights is not None:
+        weights = weights.to(query.dtype)
+    found = F.scaled_dot_product_attention(
+        query, *kept, attn_mask=weights, is_causal=causal, scale=attention.scaling
+    )
     return found.transpose(1, 2).flatten(2)

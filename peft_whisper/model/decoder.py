@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from peft_whisper.model.attention import KeyValue, attended, heads
+from peft_whisper.model.encoder import key_weights
 
 if TYPE_CHECKING:
     from transformers import WhisperForConditionalGeneration
@@ -42,6 +43,7 @@ class TokenDecoder:
         self.heard: list[list[KeyValue]] = [
             [_key_value(layer.encoder_attn, one) for one in heard] for layer in self.decoder.layers
         ]
+        self.weights = [key_weights(one) for one in heard]
         self.said: list[KeyValue] = []  # with room for more than `fed` tokens
 
     def __call__(self, ids: Tensor) -> Tensor:
@@ -61,6 +63,7 @@ class TokenDecoder:
         indices = [group.nonzero().flatten() for group in groups]
         left = [number for number, one in enumerate(indices) if len(one)]
         self.rows = [len(indices[number]) for number in left]
+        self.weights = [self.weights[number] for number in left]
         for number, kept in enumerate(self.heard):
             self.heard[number] = [_rows(kept[one], indices[one]) for one in left]
         rows = live.nonzero().flatten()
@@ -72,15 +75,15 @@ class TokenDecoder:
         keys, values = self._room(number, key, value, end)
         keys[:, :, first:end], values[:, :, first:end] = key, value
         query = heads(attention, attention.q_proj(x))
-        causal = x.shape[1] > 1
-        found = attended(attention, query, (keys[:, :, :end], values[:, :, :end]), causal)
+        said = keys[:, :, :end], values[:, :, :end]
+        found = attended(attention, query, said, causal=x.shape[1] > 1)
         return attention.out_proj(found)
 
     def _attend_heard(self, number: int, attention: Any, x: Tensor) -> Tensor:
         queries = heads(attention, attention.q_proj(x)).split(self.rows)
         found = [
-            attended(attention, query, kept)
-            for query, kept in zip(queries, self.heard[number], strict=True)
+            attended(attention, query, kept, weights)
+            for query, kept, weights in zip(queries, self.heard[number], self.weights, strict=True)
         ]
         return attention.out_proj(torch.cat(found) if len(found) > 1 else found[0])
 

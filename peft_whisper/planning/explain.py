@@ -9,10 +9,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from peft_whisper.data.mel import FULL_POSITIONS
+from peft_whisper.data.batches import Context
 from peft_whisper.memory.cards import GIB
 from peft_whisper.planning.plans import SECONDS, Plan, job_of
 from peft_whisper.planning.report import gib, length, percent
+from peft_whisper.positions import EACH, FULL_POSITIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -136,21 +137,13 @@ def _decoding(plan: Plan) -> Iterator[str]:
 
 
 def _general(plan: Plan) -> Iterator[str]:
-    rule = plan.recipe.context
-    short = round(SHORT_S / SECONDS) + rule.margin_positions + rule.jitter_positions
-    short = min(FULL_POSITIONS, max(rule.minimum_positions, short))
+    short = Context(plan.recipe.context.margin_positions).positions(SHORT_S)
     yield (
         f"Longer clips: activations grow with the seconds of sound, clip by clip. Here a clip of "
-        f"{SHORT_S:g} s takes {short} of {FULL_POSITIONS} encoder positions (its sound and a "
-        f"margin), {percent(short / FULL_POSITIONS)} of a 30 s clip; where every clip is padded "
-        "to 30 s it takes as much as the longest."
+        f"{SHORT_S:g} s takes {short} of {FULL_POSITIONS} encoder positions (its sound, and "
+        f"one in {EACH} of the silence up to 30 s), {percent(short / FULL_POSITIONS)} of a 30 s "
+        "clip; where every clip is padded to 30 s it takes as much as the longest."
     )
-    if rule.full_share:
-        yield (
-            f"But {percent(rule.full_share)} of the steps are at the full 30 s, so that the model "
-            "knows other tools' padding too (context.full_share): these set the peak, unless "
-            "training.micro_audio_s splits them."
-        )
     yield (
         "Accumulation (training.accumulation, or a batch split by training.micro_audio_s): "
         "gradients are kept from one micro-step to the next, activations are not. So memory is "

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_whisper.data.batches import Context
-from peft_whisper.data.mel import FULL_POSITIONS, SAMPLE_RATE, SAMPLES_PER_POSITION
+from peft_whisper.data.mel import SAMPLE_RATE, SAMPLES_PER_POSITION
 from peft_whisper.memory.cards import Card
 from peft_whisper.planning.jobs import Job, Shape, ask
+from peft_whisper.positions import FULL_POSITIONS
 from peft_whisper.recipe import Recipe, on_card
 from peft_whisper.recipe_sections import MAX_TOKENS
 
@@ -127,15 +128,9 @@ def job_of(recipe: Recipe, card: Card, ways: tuple, search: bool) -> Job:
 
 
 def ways_of(recipe: Recipe, seconds: float, labels: int) -> tuple[tuple[Shape, ...], ...]:
-    """The updates that may take most: at the clips' own length, and at the full 30 s."""
-    rule = recipe.context
-    context = Context(
-        rule.margin_positions, rule.jitter_positions, rule.minimum_positions, rule.full_share
-    )
-    lengths = {context.positions(seconds, rule.jitter_positions)}
-    if rule.full_share:
-        lengths.add(FULL_POSITIONS)
-    return tuple(_micro_steps(recipe, positions, labels) for positions in sorted(lengths))
+    """The update that takes most of memory, as the only way that one may go."""
+    positions = Context(recipe.context.margin_positions).positions(seconds)
+    return (_micro_steps(recipe, positions, labels),)
 
 
 def _micro_steps(recipe: Recipe, positions: int, labels: int) -> tuple[Shape, ...]:

@@ -8,11 +8,11 @@ from typing import Any
 from rich.console import Console
 
 from peft_whisper.data.batches import plan_epoch
-from peft_whisper.data.mel import FULL_POSITIONS
 from peft_whisper.errors import NoRoomError
 from peft_whisper.memory.cards import GIB, Card, this_card
 from peft_whisper.planning.jobs import Shape, ask
-from peft_whisper.planning.plans import UNCOMPILED, Plan, job_of, ways_of
+from peft_whisper.planning.plans import UNCOMPILED, Plan, job_of
+from peft_whisper.positions import FULL_POSITIONS
 from peft_whisper.recipe_sections import MAX_TOKENS
 from peft_whisper.session import Session
 
@@ -67,21 +67,17 @@ def measured_beside(traced: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_ways(session: Session, processes: int) -> tuple[tuple[Shape, ...], ...]:
-    """The updates of this very run that may take most: longest input, most clips, full 30 s."""
-    recipe, clips, context = session.recipe, session.splits.train, session.context
+    """The updates of this very run that may take most: longest input, most clips."""
+    recipe, clips = session.recipe, session.splits.train
     labels = max(clip.tokens for clip in clips)
     durations = [clip.duration_s for clip in clips]
     layout = session.layout(processes)
-    widest = replace(context, margin=context.margin + context.jitter, jitter=0, full_share=0.0)
-    epoch = plan_epoch(durations, layout, widest, recipe.seed, 0)
+    epoch = plan_epoch(durations, layout, session.context, recipe.seed, 0)
     updates = [update for step in epoch for update in step]
     count = min(2, max(map(len, updates)))
     shapes = [(len(one.clips), one.positions) for update in updates for one in update]
     largest = {max(shapes, key=lambda one: one[0] * one[1]), max(shapes)}
-    ways = {((*shape, labels),) * count for shape in largest}
-    if context.full_share:
-        ways.add(ways_of(recipe, FULL_POSITIONS / 50, labels)[-1])
-    return tuple(sorted(ways))
+    return tuple(sorted(((*shape, labels),) * count for shape in largest))
 
 
 def _plan(session: Session, card: Card, ways: tuple[tuple[Shape, ...], ...]) -> Plan:

@@ -165,12 +165,6 @@ def _remarks(plan: Plan) -> Iterator[Text]:
         yield Text(f"    {FP16_ALL if plan.recipe.adapter.method == 'none' else FP16}")
     if plan.recipe.training.compile:
         yield _said(f"{plan.recipe.name}: {UNCOMPILED[0].lower()}{UNCOMPILED[1:]}.")
-    full = plan.recipe.context.full_share
-    if len(plan.ways) > 1 and plan.found["way"] == len(plan.ways) - 1:
-        yield _said(
-            f"{plan.recipe.name}: its peak is that of the {percent(full)} of steps at full length "
-            "(30 s, context.full_share), however short the clips are."
-        )
     cache = plan.recipe.training.frozen_cache
     if cache != "none":
         yield _said(

@@ -16,12 +16,14 @@ import torch
 
 from peft_whisper.assembly import make_updater
 from peft_whisper.data.batches import Batch
+from peft_whisper.data.mel import FRAMES_PER_POSITION
 from peft_whisper.memory.fake_cuda import fake_cpu, fake_cuda
 from peft_whisper.memory.recorder import Recorder, Timeline
 from peft_whisper.model.adapters import merged
 from peft_whisper.model.encoder import whisper_of
 from peft_whisper.model.operators import SCRATCH
 from peft_whisper.model.recompute import recompute
+from peft_whisper.positions import heard_positions
 from peft_whisper.recipe import on_card, with_training
 from peft_whisper.scoring.search import Truth
 from peft_whisper.session import Session
@@ -42,6 +44,11 @@ class Shape:
     clips: int
     positions: int
     labels: int
+
+    @property
+    def frames(self) -> int:
+        """Of log-mel, for the positions that hear a clip."""
+        return FRAMES_PER_POSITION * heard_positions(self.positions)
 
 
 class OneDevice:
@@ -117,7 +124,7 @@ class TrainingTrace:
         self.model.eval()
         with _prompt_deaths(), self._watched():
             with torch.device(self.device):
-                mel = torch.zeros(shape.clips, self.session.n_mels, 2 * shape.positions)
+                mel = torch.zeros(shape.clips, self.session.n_mels, shape.frames)
                 prefix = torch.zeros(shape.clips, tokens - 2, dtype=torch.int64)
                 carried = torch.arange(shape.clips * shape.labels)
                 fed = torch.zeros(shape.clips, shape.labels, dtype=torch.int64)
@@ -135,7 +142,11 @@ class TrainingTrace:
 
     def _batch(self, shape: Shape) -> Batch:
         tokens = shape.clips * shape.labels
-        heard: tuple[int, ...] = (shape.clips, self.sizes.num_mel_bins, 2 * shape.positions)
+        heard: tuple[int, ...] = (
+            shape.clips,
+            self.sizes.num_mel_bins,
+            shape.frames,
+        )
         dtype = torch.float32
         if self.session.first_layer() is not None:  # what frozen layers gave once
             heard = (shape.clips, shape.positions, self.sizes.d_model)

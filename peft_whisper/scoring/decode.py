@@ -16,9 +16,10 @@ from peft_whisper.data.ahead import in_order
 from peft_whisper.data.audio import load_wave
 from peft_whisper.data.batches import Context, features, label_tensors
 from peft_whisper.data.labels import MAX_TOKENS
-from peft_whisper.data.mel import FRAMES_PER_POSITION, FULL_POSITIONS
+from peft_whisper.data.mel import FRAMES_PER_POSITION
 from peft_whisper.environment import empty_caches, is_out_of_memory
 from peft_whisper.model.encoder import encode
+from peft_whisper.positions import FULL_POSITIONS
 from peft_whisper.scoring.search import Greedy, Truth
 
 if TYPE_CHECKING:

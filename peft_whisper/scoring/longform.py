@@ -19,11 +19,11 @@ from peft_whisper.data.audio import SILENCE_RMS, AudioError, rms
 from peft_whisper.data.labels import TIMESTAMP_STEP_S
 from peft_whisper.data.mel import (
     FRAMES_PER_POSITION,
-    FULL_POSITIONS,
     HOP,
     SAMPLE_RATE,
 )
 from peft_whisper.environment import empty_caches
+from peft_whisper.positions import FULL_POSITIONS
 from peft_whisper.scoring.decode import Decoder, unless_too_large
 from peft_whisper.scoring.listen import TEMPERATURES, Attempt, Listener
 from peft_whisper.scoring.pauses import moved_to_sound, sounding

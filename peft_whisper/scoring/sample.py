@@ -126,7 +126,7 @@ def own_length() -> Context:
     from peft_whisper.data.batches import Context
 
     rule = Rule()
-    return Context(rule.margin_positions, 0, rule.minimum_positions, 0.0)
+    return Context(rule.margin_positions)
 
 
 def _clips(

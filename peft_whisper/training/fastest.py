@@ -58,7 +58,7 @@ def tiles_times_as_fast(sizes: WhisperConfig, dtype: torch.dtype) -> float:
 
         def attend(in_tiles: bool) -> None:
             if in_tiles:
-                found: Tensor = Tiled.apply(query, key, value, width**-0.5)
+                found: Tensor = Tiled.apply(query, key, value, None, width**-0.5)
             else:
                 torchs = torch.nn.functional.scaled_dot_product_attention
                 found = torchs(query, key, value).transpose(1, 2)
