@@ -15,7 +15,8 @@ from rivals.counted import POSITIONS, Rival
 from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from peft_whisper.data.batches import Batch, Context, MicroBatch, plan_epoch
+from peft_whisper.data.batches import Batch
+from peft_whisper.data.epochs import Context, MicroBatch, plan_epoch
 from peft_whisper.errors import RecipeError
 from peft_whisper.memory.recorder import Recorder
 from peft_whisper.model.base import quiet_transformers

@@ -26,7 +26,8 @@ from peft_whisper.training.stream import stream_updates
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from peft_whisper.data.batches import Batch, Context
+    from peft_whisper.data.batches import Batch
+    from peft_whisper.data.epochs import Context
     from peft_whisper.scoring.metrics import Score, Utterance
 
 Texts = dict[str, str]  # transcript by clip id

@@ -29,7 +29,7 @@ Transcripts = dict[str, dict[str, str]]  # system -> clip id -> text
 BASE, TUNED, FULL = "base", "tuned", "_full_context"
 # The code that decides what a base hears.
 HEARING = (
-    *("data", "model", "scoring/decode.py", "scoring/search.py"),
+    *("data", "model", "positions.py", "scoring/decode.py", "scoring/search.py"),
     *("session.py", "training/precision.py", "final_test.py"),
 )
 

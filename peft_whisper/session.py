@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from peft_whisper.data.audit import Clip
-    from peft_whisper.data.batches import Context, Layout
+    from peft_whisper.data.epochs import Context, Layout
     from peft_whisper.data.labels import Labels
     from peft_whisper.data.splits import Splits
     from peft_whisper.model.adapters import Adapter
@@ -40,14 +40,14 @@ class Session:
     @property
     def context(self) -> Context:
         """The rule for the encoder's input length."""
-        from peft_whisper.data.batches import Context
+        from peft_whisper.data.epochs import Context
 
         rule = self.recipe.context
         return Context(rule.margin_positions)
 
     def layout(self, processes: int) -> Layout:
         """How clips become micro-steps and updates on so many processes."""
-        from peft_whisper.data.batches import Layout
+        from peft_whisper.data.epochs import Layout
 
         rule = self.recipe.training
         return Layout(rule.batch, rule.accumulation, processes, rule.micro_audio_s)

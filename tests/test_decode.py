@@ -15,7 +15,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from peft_whisper.data.audio import AudioRef, load_wave
 from peft_whisper.data.audit import Clip, sample_hash
-from peft_whisper.data.batches import Context, collate, features
+from peft_whisper.data.batches import collate, features
+from peft_whisper.data.epochs import Context
 from peft_whisper.data.labels import Labels
 from peft_whisper.model.adapters import Adapter, attach
 from peft_whisper.model.decoder import GROWTH, TokenDecoder, Vocabulary

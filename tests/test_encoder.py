@@ -12,7 +12,8 @@ import whispers
 from torch import Tensor
 from torch.nn import functional as F
 
-from peft_whisper.data.batches import Context, pad_waves
+from peft_whisper.data.batches import pad_waves
+from peft_whisper.data.epochs import Context
 from peft_whisper.data.mel import log_mel
 from peft_whisper.model.attention import join_attention
 from peft_whisper.model.encoder import TokenLoss, encode

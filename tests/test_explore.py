@@ -18,7 +18,7 @@ import whispers
 from rich.console import Console
 
 from peft_whisper import explore
-from peft_whisper.data.batches import Context, Layout
+from peft_whisper.data.epochs import Context, Layout
 from peft_whisper.data.labels import Labels
 from peft_whisper.data.scripts import is_foreign, is_invisible, visible
 from peft_whisper.data.survey import outlook

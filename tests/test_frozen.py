@@ -24,7 +24,8 @@ from test_train import REPOSITORY, command, losses, make_place, train
 
 from peft_whisper.data.audio import AudioRef
 from peft_whisper.data.audit import Clip
-from peft_whisper.data.batches import Batch, Context, Layout, MicroBatch
+from peft_whisper.data.batches import Batch
+from peft_whisper.data.epochs import Context, Layout, MicroBatch
 from peft_whisper.data.labels import Labels
 from peft_whisper.errors import NoRoomError
 from peft_whisper.model.adapters import Adapter, FirstBackwardCheck, attach, trainable

@@ -17,7 +17,8 @@ import torch
 
 from peft_whisper.data.audio import AudioRef
 from peft_whisper.data.audit import Clip
-from peft_whisper.data.batches import Batch, Context, Layout
+from peft_whisper.data.batches import Batch
+from peft_whisper.data.epochs import Context, Layout
 from peft_whisper.data.labels import Labels
 from peft_whisper.errors import DataError, NoRoomError
 from peft_whisper.recipe_speech import Data, Source

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peft_whisper.data.audit import hours
-from peft_whisper.data.batches import Context, Layout, collate, features, plan_epoch
+from peft_whisper.data.batches import collate, features
+from peft_whisper.data.epochs import Context, Layout, plan_epoch
 from peft_whisper.data.labels import MAX_TOKENS
 from peft_whisper.data.mel import SAMPLE_RATE, SAMPLES_PER_POSITION
 from peft_whisper.data.splits import transcript_key

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from peft_whisper.data.batches import Context
+from peft_whisper.data.epochs import Context
 from peft_whisper.memory.cards import GIB
 from peft_whisper.planning.plans import SECONDS, Plan, job_of
 from peft_whisper.planning.report import gib, length, percent

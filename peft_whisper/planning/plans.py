@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_whisper.data.batches import Context
+from peft_whisper.data.epochs import Context
 from peft_whisper.data.mel import SAMPLE_RATE, SAMPLES_PER_POSITION
 from peft_whisper.memory.cards import Card
 from peft_whisper.planning.jobs import Job, Shape, ask

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from peft_whisper.data.batches import plan_epoch
+from peft_whisper.data.epochs import plan_epoch
 from peft_whisper.errors import NoRoomError
 from peft_whisper.memory.cards import GIB, Card, this_card
 from peft_whisper.planning.jobs import Shape, ask

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from peft_whisper.data.ahead import in_order
 from peft_whisper.data.audio import load_wave
-from peft_whisper.data.batches import Context, features, label_tensors
+from peft_whisper.data.batches import features, label_tensors
+from peft_whisper.data.epochs import Context
 from peft_whisper.data.labels import MAX_TOKENS
 from peft_whisper.data.mel import FRAMES_PER_POSITION
 from peft_whisper.environment import empty_caches, is_out_of_memory

@@ -19,7 +19,7 @@ from peft_whisper.scoring.normalize import normalizer
 
 if TYPE_CHECKING:
     from peft_whisper.data.audit import Clip
-    from peft_whisper.data.batches import Context
+    from peft_whisper.data.epochs import Context
     from peft_whisper.data.labels import Labels
     from peft_whisper.model.base import Base
 
@@ -123,7 +123,7 @@ def heard(
 
 def own_length() -> Context:
     """Clips at their own length, with the margins that a recipe has by default."""
-    from peft_whisper.data.batches import Context
+    from peft_whisper.data.epochs import Context
 
     rule = Rule()
     return Context(rule.margin_positions)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peft_whisper.data.batches import MicroBatch
+from peft_whisper.data.epochs import MicroBatch
 from peft_whisper.errors import NoRoomError
 from peft_whisper.memory.cards import available_memory
 from peft_whisper.model.encoder import encode_below, whisper_of

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from peft_whisper.data.batches import Batch, Layout
+from peft_whisper.data.batches import Batch
+from peft_whisper.data.epochs import Layout
 from peft_whisper.energy import Moment
 from peft_whisper.errors import NoRoomError, StateError, Stopped
 from peft_whisper.training.optim import scale_at

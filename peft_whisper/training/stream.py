@@ -16,16 +16,8 @@ from torch.utils.data import DataLoader
 
 from peft_whisper.data.ahead import in_order
 from peft_whisper.data.audio import load_wave
-from peft_whisper.data.batches import (
-    Batch,
-    Context,
-    Layout,
-    MicroBatch,
-    Update,
-    collate,
-    features,
-    plan_epoch,
-)
+from peft_whisper.data.batches import Batch, collate, features
+from peft_whisper.data.epochs import Context, Layout, MicroBatch, Update, plan_epoch
 from peft_whisper.errors import NoRoomError, first_line
 
 if TYPE_CHECKING:
