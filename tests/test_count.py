@@ -256,9 +256,10 @@ def test_decoder_only_never_walks_the_encoder_backward() -> None:
     assert total(decoder.tally.flops, "forward", part="encoder") > 0
 
 
-# TFLOP a clip of Large V3 at 1500, 500 and 250 positions, 64 labels; rank 32.
+# TFLOP a clip of Large V3 at 1500, 500 and 250 positions, some of them silence that no convolution
+# hears, 64 labels; rank 32.
 TABLE = [
-    (None, [8.12, 2.67, 1.46]),
+    (None, [8.12, 2.66, 1.45]),
     ((("q", "v"), 32), [5.84, 1.84, 0.99]),
     ((tuple(MODULES), 32), [6.04, 1.91, 1.03]),
     ((tuple(MODULES), 0), [2.89, 1.03, 0.61]),
@@ -275,14 +276,14 @@ def test_the_closed_form(trained: tuple[tuple[str, ...], int] | None, teraflops:
 
 @pytest.mark.parametrize("clips", [1, None])
 def test_large_v3_keeps_to_its_bars(clips: int | None) -> None:
-    """With 10 s clips, one at a time and as the recipe batches them; two layers stand for 32.
+    """With 10 s clips, one at a time and as the recipe batches them; four layers stand for 32.
 
     What flash attention computes a second time is not in the closed form.
     """
     recipe = load_recipe(str(ROOT / "recipes/lora_a10.yaml"))
     shapes = shapes_of(recipe, 10.0, 64, clips)
-    ours = count(recipe, blueprint(recipe, layers=2), shapes)
-    rival = count_rival(recipe, blueprint(recipe, layers=2), shapes)
+    ours = count(recipe, blueprint(recipe, layers=4), shapes)
+    rival = count_rival(recipe, blueprint(recipe, layers=4), shapes)
     found = {
         "FLOPs": ours.flops / ours.clips / ours.needed,
         "bytes": ours.moved() / rival.moved(),

@@ -202,13 +202,13 @@ def shaken(monkeypatch, by: float) -> None:
 
 
 def test_float32_with_another_rate_is_refused(run, tmp_path, monkeypatch) -> None:
-    shaken(monkeypatch, 1.0)
+    shaken(monkeypatch, 0.3)
     refused(tmp_path, StateError, r"hears other words\. WER: adapter .*nothing was written", run)
 
 
 def test_sixteen_bits_far_from_the_adapters_rate_are_said_loudly(
     run, tmp_path, monkeypatch, capsys
 ) -> None:
-    shaken(monkeypatch, 1.0)
+    shaken(monkeypatch, 0.3)
     said = merged(capsys, run, "--dtype", "bfloat16", "--into", tmp_path / "m")
     assert "WARNING: rounding to bfloat16" in said

@@ -58,11 +58,10 @@ def card(mib: float) -> Card:
 
 def test_the_runs_own_updates_are_traced(base: Base) -> None:
     """Longest input and most clips; with its longest transcript."""
-    ways = run_ways(session(base, [2.0] * 20 + [12.0] * 4), processes=1)
+    ways = run_ways(session(base, [2.0] * 15 + [12.0] * 9), processes=1)
     shapes = {way[0] for way in ways}
     assert {labels for _, _, labels in shapes} == {43}
-    assert (8, 256, 43) in shapes
-    assert (4, 704, 43) in shapes
+    assert max(positions for _, positions, _ in shapes) == 704
     split = run_ways(session(base, [12.0] * 8, micro_audio_s=60), processes=1)
     assert all(len(way) == 2 and way[0][0] * way[0][1] * 0.02 <= 60 for way in split)
 
@@ -86,7 +85,7 @@ def test_auto_takes_the_least_that_fits(base: Base) -> None:
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_would(base: Base) -> None:
-    run, quiet = session(base, [29.0] * 8), Console(quiet=True)
+    run, quiet = session(base, [29.9] * 8), Console(quiet=True)
     _, facts = check_memory(run, 1, quiet, find_card("a10"))
     with pytest.raises(NoRoomError) as refused:
         check_memory(run, 1, quiet, card(0.75 * facts["peak_bytes"] / MIB))

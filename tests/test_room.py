@@ -267,10 +267,10 @@ def test_log_and_terminal_tell_what_did_not_fit(tmp_path: Path, capsys) -> None:
     with progress(console, "training", 9) as task:
         log = RunLog(tmp_path / "log.jsonl", task, console, Accelerator(cpu=True))
         log({"event": "out_of_memory", "update": 7} | event)
-    assert "note: update 7: 8 clips x 64 encoder positions did not fit" in capsys.readouterr().out
+    assert "note: update 7: 8 clips x 153 encoder positions did not fit" in capsys.readouterr().out
     row = json.loads((tmp_path / "log.jsonl").read_text(encoding="utf-8"))
     assert set(row) == {"event", "update", "clips", "positions", "audio_s", "peak_bytes"}
-    assert (row["update"], row["clips"], row["positions"], row["audio_s"]) == (7, 8, 64, 8.0)
+    assert (row["update"], row["clips"], row["positions"], row["audio_s"]) == (7, 8, 153, 8.0)
 
 
 def unallocatable() -> Exception:
