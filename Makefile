@@ -10,7 +10,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --
 .PHONY: demo test test-export test-studio promises promises-rivals mutants lint bench-speed bench-methods \
 	bench-gpu bench-memory bench-saves bars clean
 
-demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about seven minutes
+demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about five minutes
 	$(BIN)/python -m peft_whisper.demo
 	$(LAUNCH) -m peft_whisper.train recipes/demo_cpu.yaml --fresh
 
