@@ -42,8 +42,7 @@ class Session:
         """The rule for the encoder's input length."""
         from peft_whisper.data.epochs import Context
 
-        rule = self.recipe.context
-        return Context(rule.margin_positions)
+        return Context(self.recipe.context.margin_positions)
 
     def layout(self, processes: int) -> Layout:
         """How clips become micro-steps and updates on so many processes."""

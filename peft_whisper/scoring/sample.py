@@ -125,8 +125,7 @@ def own_length() -> Context:
     """Clips at their own length, with the margins that a recipe has by default."""
     from peft_whisper.data.epochs import Context
 
-    rule = Rule()
-    return Context(rule.margin_positions)
+    return Context(Rule().margin_positions)
 
 
 def _clips(
