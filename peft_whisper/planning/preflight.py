@@ -18,6 +18,7 @@ from peft_whisper.session import Session
 
 CLEARLY = 2  # on a computer's own memory nothing is traced whose bound is less than half of it
 APART = 0.05  # a traced peak further than this from the measured one is a warning
+EPOCHS = 4  # looked through for the largest micro-batch: clips meet others in each
 
 
 def check_memory(
@@ -72,8 +73,12 @@ def run_ways(session: Session, processes: int) -> tuple[tuple[Shape, ...], ...]:
     labels = max(clip.tokens for clip in clips)
     durations = [clip.duration_s for clip in clips]
     layout = session.layout(processes)
-    epoch = plan_epoch(durations, layout, session.context, recipe.seed, 0)
-    updates = [update for step in epoch for update in step]
+    updates = [
+        update
+        for epoch in range(EPOCHS)
+        for step in plan_epoch(durations, layout, session.context, recipe.seed, epoch)
+        for update in step
+    ]
     count = min(2, max(map(len, updates)))
     shapes = [(len(one.clips), one.positions) for update in updates for one in update]
     largest = {max(shapes, key=lambda one: one[0] * one[1]), max(shapes)}
