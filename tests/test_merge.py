@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,22 +24,55 @@ from peft_whisper.training.optim import Masters
 @pytest.fixture
 def trained(tmp_path):
     """A base on disk and an adapter trained on it, with weights that matter."""
-    whispers.save_base(tmp_path / "base", "multilingual", 80)
-    base = find_base(str(tmp_path / "base"))
+    return tmp_path, publish(tmp_path, LORA)
+
+
+LORA = Adapter(4, 8, 0.0, range(2), range(2), ("q", "k", "v", "fc2"))
+
+
+def publish(folder, adapter):
+    """A base and an adapter on it in `folder`, as a run leaves them; returns the tuned model."""
+    whispers.save_base(folder / "base", "multilingual", 80)
+    base = find_base(str(folder / "base"))
     torch.manual_seed(1)
-    model = attach(
-        base.load("float32"), Adapter(4, 8, 0.0, range(2), range(2), ("q", "k", "v", "fc2"))
-    )
+    model = attach(base.load("float32"), adapter)
     for name, parameter in trainable(model).items():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
+        if "lora_A" not in name:
+            parameter.data += torch.randn_like(parameter) * 0.3
     masters = Masters(trainable(model), torch.float32)
-    weights = checkpoint.folder_of(tmp_path / "checkpoints", 3)
+    weights = checkpoint.folder_of(folder / "checkpoints", 3)
     checkpoint.save_weights(weights, model, masters)
     seal(weights, {})
-    facts = {"method": "lora", "update": 3}
-    checkpoint.publish(tmp_path / "checkpoints", 3, tmp_path / "adapter", base, facts)
-    return tmp_path, model
+    facts = {"method": adapter.method, "update": 3}
+    checkpoint.publish(folder / "checkpoints", 3, folder / "adapter", base, facts)
+    return model
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "layernorm"])
+def test_what_each_method_trained_is_loaded_and_merged(tmp_path, method) -> None:
+    trained = publish(tmp_path, replace(LORA, method=method))
+    base = find_base(str(tmp_path / "base"))
+    read = load_tuned(base.load("float32"), base.fingerprint, tmp_path / "adapter")
+    assert merge.main([str(tmp_path / "adapter"), "--into", str(tmp_path / "merged")]) == 0
+    merged = WhisperForConditionalGeneration.from_pretrained(tmp_path / "merged")
+    mel, fed = torch.randn(1, 80, 3000), torch.randint(1000, (1, 6))
+    with torch.inference_mode():
+        ours, again, whole, base = (
+            one.eval()(input_features=mel, decoder_input_ids=fed).logits
+            for one in (trained, read, merged, base.load("float32"))
+        )
+    assert torch.allclose(ours, again, atol=1e-4)
+    assert torch.allclose(ours, whole, atol=1e-3)
+    assert float((base - ours).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(("method", "other"), [("lora", "LN_TUNING"), ("layernorm", "LORA")])
+def test_an_adapter_of_another_kind_than_its_method_is_refused(tmp_path, method, other) -> None:
+    publish(tmp_path, replace(LORA, method=method))
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"peft_type": other}))
+    with pytest.raises(StateError, match=r"adapter_config\.json is not a plain"):
+        merge.main([str(tmp_path / "adapter"), "--into", str(tmp_path / "merged")])
 
 
 def test_merged_model_loads_plainly_and_gives_the_adapters_logits(trained, capsys) -> None:

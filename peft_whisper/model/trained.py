@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import WhisperForConditionalGeneration
 
-ADAPTERS = ("lora", "adalora", "dora", "layernorm")  # by adapter.method
+# What peft calls an adapter, by adapter.method: AdaLoRA's is saved as LoRA of what is left.
+PEFT_TYPES = {"lora": "LORA", "adalora": "LORA", "dora": "LORA", "layernorm": "LN_TUNING"}
 AGAIN = "Copy the folder from its run again, or train again."
 
 
@@ -68,14 +69,15 @@ def check_trained(folder: Path, facts: dict[str, Any], fingerprint: str) -> None
             f"not on this base ({fingerprint[:19]}...). Equal shapes do not make it fit: give the "
             "base it was trained on."
         )
-    lora = is_adapter(facts)
-    config = _read_object(folder / ("adapter_config.json" if lora else "config.json"))
+    adapter = is_adapter(facts)
+    config = _read_object(folder / ("adapter_config.json" if adapter else "config.json"))
     # Of a config that names a module, peft imports it.
-    if lora and (config.get("peft_type") != "LORA" or config.get("megatron_config")):
-        raise StateError(f"{folder / 'adapter_config.json'} is not a plain LoRA's. {AGAIN}")
+    kind = PEFT_TYPES.get(facts["method"])
+    if adapter and (config.get("peft_type") != kind or config.get("megatron_config")):
+        raise StateError(f"{folder / 'adapter_config.json'} is not a plain {kind} one. {AGAIN}")
     weights = sorted(folder.glob("*.safetensors"))
     # Under these names, or the libraries look for pickled weights.
-    names = ("adapter_model.safetensors",) if lora else ("model.safetensors", INDEX)
+    names = ("adapter_model.safetensors",) if adapter else ("model.safetensors", INDEX)
     if not any((folder / name).is_file() for name in names):
         raise StateError(f"{folder} holds no weights ({names[0]}). {AGAIN}")
     for path in weights:
@@ -87,7 +89,7 @@ def check_trained(folder: Path, facts: dict[str, Any], fingerprint: str) -> None
 
 def is_adapter(facts: dict[str, Any]) -> bool:
     """Whether a trained folder holds an adapter beside its base, and not a whole model."""
-    return facts["method"] in ADAPTERS
+    return facts["method"] in PEFT_TYPES
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not isinstance(known.get("revision"), str | None):
         wrong.append("revision")
     keys = [f"base.{key}" for key in wrong]
-    if facts.get("method") not in (*ADAPTERS, "none", "merged"):
+    if facts.get("method") not in (*PEFT_TYPES, "none", "merged"):
         keys.insert(0, "method")
     if keys:
         raise StateError(f"{path} does not say {', '.join(keys)} as training wrote it. {AGAIN}")
