@@ -34,13 +34,13 @@ from peft_whisper.terminal import Terminal
 
 RESULTS = Path(__file__).parent / "results"
 # Enough to see every part of the table made; too little to tell methods apart.
-QUICK_CLIPS = 24
+QUICK_CLIPS = 16
 QUICK = (
     f"data.test.limit={QUICK_CLIPS}",
     f"data.validation.limit={QUICK_CLIPS}",
     "training.warmup=2",
 )
-QUICK_UPDATES = 6
+QUICK_UPDATES = 4
 
 
 def parser() -> argparse.ArgumentParser:
