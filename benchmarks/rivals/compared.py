@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compare(session: Session, folder: Path) -> None:
-    """Train to the end; the base is decoded before, by the same trainer."""
+    """Train to the end; the base, and what it has become, are decoded by the same trainer."""
     processor, watch = hf_trainer.make_processor(session), Stopwatch()
     model = hf_trainer.make_model(session)
     train = hf_trainer.prepare(session.splits.train, processor, session.recipe.data.channel)
@@ -101,17 +101,15 @@ def compare(session: Session, folder: Path) -> None:
     trainer = hf_trainer.make_trainer(
         session, model, train, PRECISION, updates, hf_trainer.MICRO, callbacks=[watch]
     )
-    collate = trainer.data_collator
+    trainer.train()
+    training = speed(session, watch.seconds) | {"updates": updates} | peak_memory()
+    model.save_pretrained(folder / ADAPTER)
     with model.disable_adapter():
         base = heard(trainer, processor, session, session.splits.test)
-    trainer.data_collator = collate
-    trainer.train()
-    model.save_pretrained(folder / ADAPTER)
     tuned = heard(trainer, processor, session, session.splits.test)
     began = time.perf_counter()
     validated = heard(trainer, processor, session, session.splits.validation)
     decoding = {"seconds": time.perf_counter() - began}
-    training = speed(session, watch.seconds) | {"updates": updates} | peak_memory()
     write_scores(folder, session, at_30_s(base, tuned), training)
     rates = validation(session, validated) | decoding
     write_jsonl(folder / "log.jsonl", events(session, watch.seconds, rates))
