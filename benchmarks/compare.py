@@ -12,17 +12,17 @@ delete its file and its folder in outputs/compare. A sweep file (`recipe: FILE`,
 from __future__ import annotations
 
 import argparse
-import hashlib
 import signal
 from math import inf
 from pathlib import Path
 
+from comparing.general import General, general_speech
 from comparing.methods import make_methods
 from comparing.page import write_page
-from comparing.planned import OUTPUT, Budget, Run, plan_runs, speech_of
+from comparing.planned import Budget, Run, output, plan_runs, speech_of
 from comparing.results import Facts, comparable, read_kept
-from comparing.sitting import General, clock, left_s, missing, sit
-from comparing.table import show, write_readme
+from comparing.sitting import clock, left_s, missing, sit
+from comparing.table import Made, show, write_readme
 from comparing.tracing import Place, trace
 from rich.console import Console
 
@@ -83,17 +83,27 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--general",
         type=Path,
-        metavar="MANIFEST",
-        help="speech that no recipe trains on, to see what is forgotten (default: clean_NAME "
-        "beside the test manifest NAME, where it is)",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="speech that no recipe trains on, to see what is forgotten: a manifest, or a recipe "
+        "whose test split is meant; may be given again (clean_NAME beside the test manifest NAME "
+        "is always heard)",
     )
+    add_results(made)
+    return made
+
+
+def add_results(made: argparse.ArgumentParser) -> None:
+    """Where results are, and what is done with them."""
     made.add_argument(
         "--into",
         type=Path,
-        help="folder of the results (default: benchmarks/results/MACHINE/compare, or quick)",
+        help="folder of the results (default: benchmarks/results/MACHINE/NAME of first recipe)",
     )
-    made.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
-    return made
+    shown = made.add_mutually_exclusive_group()
+    shown.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
+    shown.add_argument("--show", action="store_true", help="run nothing: the table of what is kept")
 
 
 def add_budget(made: argparse.ArgumentParser) -> None:
@@ -116,75 +126,84 @@ def add_budget(made: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Make what is missing, then the table, the README and the page; returns the exit code."""
     args = parser().parse_intermixed_args(argv)
-    for name in ("seeds", "updates", "clips"):
-        if (count := getattr(args, name)) is not None and count < 1:
-            raise RecipeError(f"--{name}: found {count}, expected 1 or more")
-    if args.minutes is not None and not 0 < args.minutes < inf:
-        raise RecipeError(f"--minutes: found {args.minutes:g}, expected more than 0")
+    check(args)
     places = [Place(find_card(card), args.card_base) for card in args.card]
-    if args.rival and args.minutes:
-        raise RecipeError("--rival: its updates are not timed; give --updates instead of --minutes")
     if args.on:
         args.recipes = [*speech_of(args.on), *args.recipes]
     if args.quick:
         args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
     budget = Budget(args.updates, args.clips, args.minutes)
     runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
-    speech = general_speech(args.general, runs, QUICK_CLIPS if args.quick else None)
-    into = args.into or RESULTS / machine_name() / ("quick" if args.quick else "compare")
+    speeches = general_speech(args.general, runs, QUICK_CLIPS if args.quick else None)
+    into = args.into or RESULTS / machine_name() / (runs[0].source + "-quick" * args.quick)
     console = Terminal()
+    if not (args.dry_run or args.show):
+        alone()
     kept = read_kept(into)
     for problem in kept.problems:
         console.print(f"note: {problem}", style="yellow")
     if args.dry_run:
-        show_plan(runs, kept.results, speech, console)
+        show_plan(runs, kept.results, speeches, console)
         return 0
-    alone()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run in progress as well
-    sit(runs, kept.results, into, speech, console)
-    for place in places:
-        trace(runs, kept.results, into, place, console)
-    shown, left_out = comparable(list(kept.results.values()), runs)
-    methods = make_methods(shown, list(dict.fromkeys(one.method for one in runs)))
-    show(methods, places, left_out, console)
-    write_readme(into, methods, places, left_out)
-    console.print(f"page: {write_page(into, methods, places, left_out)}")
+    try:
+        if not args.show:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as well
+            sit(runs, kept.results, into, speeches, console)
+            for place in places:
+                trace(runs, kept.results, into, place, console)
+    finally:  # whatever ended it: what is there is shown
+        publish(runs, kept.results, into, places, speeches, console)
     return 0
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise RecipeError for a number that can't be meant."""
+    for name in ("seeds", "updates", "clips"):
+        if (count := getattr(args, name)) is not None and count < 1:
+            raise RecipeError(f"--{name}: found {count}, expected 1 or more")
+    if args.minutes is not None and not 0 < args.minutes < inf:
+        raise RecipeError(f"--minutes: found {args.minutes:g}, expected more than 0")
+
+
+def publish(
+    runs: list[Run],
+    results: dict[str, Facts],
+    into: Path,
+    places: list[Place],
+    speeches: list[General],
+    console: Console,
+) -> None:
+    """Print the table of what is kept, and write it as README.md and index.html."""
+    if not results:
+        console.print("nothing is kept yet")
+        return
+    shown, left_out = comparable(list(results.values()), runs)
+    methods = make_methods(shown, {one.method: one.label for one in runs})
+    has_energy = any(one.mean_of("training", "joules") is not None for one in methods)
+    made = Made(places, speeches, left_out, has_energy)
+    show(methods, made, console)
+    write_readme(into, methods, made)
+    console.print(f"page: {write_page(into, methods, made)}")
 
 
 def alone() -> None:
     """Raise StateError where another comparison is at work: it would be timed with this one."""
     try:
-        lock(Path(OUTPUT))
+        lock(output())
     except StateError as error:
-        raise StateError(f"another comparison is running here ({OUTPUT}): wait for it") from error
-
-
-def general_speech(named: Path | None, runs: list[Run], limit: int | None) -> General | None:
-    """The manifest that was named, else the clean one beside the test's; None without either."""
-    manifest = named
-    if manifest is None:
-        test = runs[0].recipe.data.test.manifest
-        beside = Path(test).with_name(f"clean_{Path(test).name}") if test else None
-        manifest = beside if beside and beside.is_file() else None
-    if manifest is None:
-        return None
-    try:
-        return General(manifest, hashlib.sha256(manifest.read_bytes()).hexdigest(), limit)
-    except OSError as error:
-        raise RecipeError(f"--general: {manifest}: {error.strerror}") from error
+        raise StateError(f"another comparison is running here ({output()}): wait for it") from error
 
 
 def show_plan(
-    runs: list[Run], results: dict[str, Facts], speech: General | None, console: Console
+    runs: list[Run], results: dict[str, Facts], speeches: list[General], console: Console
 ) -> None:
     """Print every run with what is known of it."""
     for one in runs:
         state = results[one.key]["outcome"] if one.key in results else "to be run"
         console.print(f"{one.key}  {state:14} {one.title}")
-    todo = missing(runs, results, speech)
+    todo = missing(runs, results, speeches)
     console.print(f"{len(todo)} of {len(runs)} to do; {clock(left_s(todo, results))}")
-    heard = speech.manifest if speech else "none; what is forgotten is not measured"
+    heard = ", ".join(one.name for one in speeches) or "none; what is forgotten is not measured"
     console.print(f"general speech: {heard}")
 
 

@@ -13,14 +13,15 @@ import compared
 import numpy as np
 import pytest
 from compare import QUICK
+from comparing.methods import base_rates, make_methods
 from comparing.methods import compared as pair
-from comparing.methods import make_methods
 from comparing.page import write_page
+from comparing.pictures import color, shape
 from comparing.planned import Budget, plan_runs, speech_of
 from comparing.processes import ending
 from comparing.results import comparable, read_kept, write_result
 from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
-from comparing.table import show, write_readme
+from comparing.table import Made, rows_of, show, write_readme
 from comparing.tracing import Place
 from rich.console import Console
 
@@ -88,13 +89,13 @@ def test_a_planted_difference_is_found_and_none_where_there_is_none() -> None:
     null = [difference(errors(0.0), errors(0.0), 500) for _ in range(200)]
     assert all(not one.holds_zero and one.value < 0 for one in planted)
     assert sum(one.holds_zero for one in null) >= 0.93 * 200
-    assert "fewer word errors" in sentence("a", "b", planted[0], 3)
+    assert "fewer word errors" in sentence("a", "b", planted[0], [1, 2, 3])
     quiet = next(one for one in null if one.holds_zero)
     assert re.fullmatch(
         r"b and a do not differ at this budget: [+-]0\.\d points, interval -0\.\d to \+0\.\d\.",
-        sentence("a", "b", quiet, 3),
+        sentence("a", "b", quiet, [1, 2, 3]),
     )
-    assert "what another would change is not known" in sentence("a", "b", quiet, 1)
+    assert "what another would change is not known" in sentence("a", "b", quiet, [1])
 
 
 def test_one_seed_gives_the_bootstrap_that_the_product_reports() -> None:
@@ -193,7 +194,8 @@ def test_recipes_of_other_speech_can_be_compared_on_one(here: Path) -> None:
 
 def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
     (plain,) = plan_runs(["a.yaml"], 1, Budget())
-    (other,) = plan_runs(["a.yaml", "name=another", "output=elsewhere"], 1, Budget())
+    aside = ["name=another", "output=elsewhere", "data.license=mit", "data.workers=1"]
+    (other,) = plan_runs(["a.yaml", *aside], 1, Budget())
     (longer,) = plan_runs(["a.yaml"], 1, Budget(updates=5))
     assert plain.key == other.key != longer.key
 
@@ -206,6 +208,9 @@ def test_where_a_run_is_written_does_not_make_it_another(here: Path) -> None:
         (["a.yaml", "e.yaml"], Budget(), r"data.test.manifest: test.jsonl and other.jsonl\n"),
         (["a.yaml", "f.yaml"], Budget(), r"base.model: base and large\n"),
         (["a.yaml", "g.yaml"], Budget(), r"evaluation.normalizer: english and basic\n"),
+        (["a.yaml", "h.yaml"], Budget(), r"context.margin_positions: 8 and 64\n"),
+        (["dora.yaml"], Budget(), r"dora: rival: Seq2SeqTrainer with PEFT has no adapter.method"),
+        (["usual.yaml"], Budget(minutes=1), "rival's updates are not timed"),
         (["a.yaml", "same.yaml"], Budget(), "same recipe but for the name"),
         (["a.yaml", "missing.yaml"], Budget(), "missing.yaml: No such file"),
         (["a.yaml"], Budget(updates=1), r"warmup \(1\) must be less than updates \(1\)"),
@@ -227,6 +232,7 @@ def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget
         "e": ("test.jsonl", "other.jsonl"),
         "f": ("model: base", "model: large"),
         "g": ("every: 2", "every: 2, normalizer: basic"),
+        "h": ("evaluation:", "context: {margin_positions: 64}\nevaluation:"),
         "same": ("\n", "\n"),
     }
     for name, (old, new) in changed.items():
@@ -238,6 +244,8 @@ def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget
         ("both", "seed: [1]\nvariants: {one: {}}"),
         ("list", "variants:\n  [1, 2]"),
         ("rival", "variants: {one: {rival: perhaps}}"),
+        ("dora", "variants: {dora: {rival: true, adapter.method: dora}}"),
+        ("usual", "variants: {usual: {rival: true}}"),
         ("word", "variants: {one: two}"),
         ("again", "variants:\n  one: {}\n  one: {}"),
     ):
@@ -301,11 +309,15 @@ def test_endings_are_told_from_the_launcher_s_own_words() -> None:
     room = ending(
         1, f"memory is too small\n{launcher}'[..]' returned non-zero exit status 75.\n", 2.0
     )
-    assert (room.outcome, room.exit, room.said) == ("out of memory", "75", ("memory is too small",))
+    assert (room.outcome, room.exit, room.said) == ("no room", "75", ("memory is too small",))
     stop = ending(1, f"no clip\n{launcher}'[..]' returned non-zero exit status 3.\n", 2.0)
     assert (stop.outcome, stop.exit) == ("stopped", "3")
     died = ending(1, f"{launcher}'[..]' died with <Signals.SIGKILL: 9>.\n", 2.0)
     assert (died.outcome, died.exit) == ("crashed", "SIGKILL")
+    assert "where memory runs out" in died.said[-1]
+    for code, exit_ in ((143, "143"), (130, "130"), (-15, "SIGTERM")):
+        asked = ending(code, "stopped by SIGTERM\n", 2.0)
+        assert (asked.outcome, asked.exit) == ("ended", exit_)
     own = ending(1, '\x1b[31mTraceback\n  File "/home/me/x/y.py", line 3\nValueError: no', 2.0)
     assert own.outcome == "crashed"
     assert own.said == ("Traceback", '  File "y.py", line 3', "ValueError: no")
@@ -351,10 +363,12 @@ def test_the_page_shows_every_run_and_fetches_nothing(results, tmp_path: Path, m
     report = Path(results[0]["run"]) / "report.html"
     report.parent.mkdir(parents=True)
     report.write_text("a report", encoding="utf-8")
-    methods = make_methods(results, ["small"])
-    html = write_page(Path("results"), methods, [], ["one note"]).read_text(encoding="utf-8")
+    methods = make_methods(results, {"small": "small"})
+    html = write_page(Path("results"), methods, Made([], [compared.HEARD], ["one note"])).read_text(
+        encoding="utf-8"
+    )
     page = Page(html)
-    assert [tag for tag, _ in page.tags].count("svg") == 6  # three pictures, wide and narrow
+    assert [tag for tag, _ in page.tags].count("svg") == 8  # four pictures, wide and narrow
     reports = {
         attributes[name]
         for _, attributes in page.tags
@@ -368,13 +382,17 @@ def test_the_page_shows_every_run_and_fetches_nothing(results, tmp_path: Path, m
     fronts = re.findall(r'class="front">(.*?)</p>', html)
     assert len(fronts) == 2
     assert all("1 small, 2 large &lt;b&gt;." in one for one in fronts)
-    assert "beaten, seed 3: out of memory (exit 75)" in page.text
+    assert "beaten, seed 3: no room (exit 75)" in page.text
     assert "memory is too small: <none> left" in page.text
     assert re.search(
         r"small makes more word errors than large <b> at this budget: \+1\d", page.text
     )
-    assert page.cells[:2] == ["1", "small"]
-    assert [tag for tag, _ in page.tags].count("tr") == 4
+    columns = page.text[page.text.index("#recipe") :]
+    assert columns.startswith("#recipeWERpaddedpeak, GiB")
+    assert page.cells[:2] == ["0", "base, not trained"]
+    assert "1" in page.cells and "small" in page.cells
+    assert [tag for tag, _ in page.tags].count("tr") == 5
+    assert "one note" in page.text
     print(f"the page of a comparison: {len(html):,} characters, nothing fetched")
 
 
@@ -382,7 +400,7 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium here")
-    page = write_page(tmp_path, make_methods(results, []), [], [])
+    page = write_page(tmp_path, make_methods(results, {}), Made([], [compared.HEARD]))
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'own'}")
     shown = subprocess.run(
         [browser, *flags, "--dump-dom", page.as_uri()],
@@ -397,18 +415,18 @@ def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
 
 
 def test_terminal_and_readme_say_the_same_of_every_method(results, tmp_path: Path, capsys) -> None:
-    methods = make_methods(results, [])
-    show(methods, [], [], Console(width=80, soft_wrap=False))
+    methods, made = make_methods(results, {}), Made([], [compared.HEARD])
+    show(methods, made, Console(width=80, soft_wrap=False))
     printed = capsys.readouterr().out
     table = printed[: printed.index("base, not trained")]
-    write_readme(tmp_path, methods, [], [])
+    write_readme(tmp_path, methods, made)
     readme = (tmp_path / "README.md").read_text(encoding="utf-8")
     for method in methods:
         wer = f"{100 * method.wer.value:.1f}"
         assert re.search(rf"{re.escape(method.label)} .*{wer}", table)
         assert re.search(rf"\| {re.escape(method.label)} \| {wer} \(", readme)
-    assert "2/3" in table
-    assert "beaten, seed 3: out of memory" in readme
+    assert "| 2/3 |" in readme
+    assert "beaten, seed 3: no room" in readme
     assert "\u2026" not in table  # nothing was cut
 
 
@@ -416,18 +434,76 @@ def test_what_was_traced_for_a_card_stands_beside_what_was_measured(results, cap
     found = {"reserved_bytes": 19 * 2**30, "fits": True}
     results[0]["traced"]["a10"] = found
     results[3]["traced"]["a10"] = found | {"fits": False}
-    show(make_methods(results, []), [Place(find_card("a10"))], [], Console(width=80))
+    show(make_methods(results, {}), Made([Place(find_card("a10"))]), Console(width=80))
     printed = capsys.readouterr().out
     assert re.search(r"1 small .* 1\.00 +19\.0 ", printed)
-    assert re.search(r"2 large .* 3\.00 +19\.0, too large ", printed)
+    assert re.search(r"2 large .* 3\.00 +19\.0! ", printed)
     assert re.search(r"3 beaten .* 2\.00 +\u2013 ", printed)
 
 
 def test_methods_with_other_seeds_are_compared_by_their_clips() -> None:
     a, b = (compared.result("a", 1, 0.40), compared.result("b", 2, 0.20))
-    first, second = make_methods([a, b], [])
+    first, second = make_methods([a, b], {})
     found, said = pair(first, second)
     assert found.high < 0
-    assert "one seed each" in said
-    assert first.forgotten is not None
-    assert first.forgotten.low <= 0.01 <= first.forgotten.high
+    assert "no seed in common" in said
+    forgotten = first.forgotten("f")
+    assert forgotten is not None
+    assert forgotten.low <= 0.01 <= forgotten.high
+    assert first.forgotten("other speech") is None
+
+
+def test_energy_has_a_column_for_all_or_for_none(results, tmp_path: Path) -> None:
+    """A rival's is not counted; where ours is, its row has a dash."""
+    results[0]["measured"]["training"]["joules"] = 5e3
+    methods = make_methods(results[:1] + results[3:4], {})
+    rows = rows_of(methods, Made(counts_energy=True))
+    assert [row["energy, kJ"] for row in rows] == ["\u2013", "5.0", "\u2013"]
+    write_readme(tmp_path, methods, Made(counts_energy=True))
+    assert (tmp_path / "README.md").read_text(encoding="utf-8").count("energy, kJ") == 1
+
+
+def test_a_method_that_never_finished_has_a_row(results) -> None:
+    lost = compared.failed("too large", 1)
+    lost["traced"]["a10"] = {"reserved_bytes": 30 * 2**30, "fits": False}
+    methods = make_methods([*results, lost], {})
+    row = rows_of(methods, Made([Place(find_card("a10"))]))[-1]
+    assert (row["recipe"], row["WER"]) == ("too large", "no room")
+    assert (row["traced, a10, GiB"], row["seeds"]) == ("30.0, too large", "0/1")
+
+
+def test_what_is_lost_is_counted_from_the_base_as_it_is(results) -> None:
+    """An int8 base has lost something before it is trained, and a rival decodes otherwise."""
+    whole, held = compared.result("whole"), compared.result("held in int8")
+    held["recipe"]["base"]["quantize"] = "int8"
+    held["general"]["f"]["clips"]["base"] = compared.clips(0.9, 9, 0.9)["base"]
+    first, second = make_methods([held, whole], {})
+    assert first.reference is second.reference is whole
+    assert first.forgotten("f").value > -0.1
+    assert base_rates([first, second])["WER"] == estimate(second.counts("errors", "base"))
+    held["rival"] = True
+    (alone,) = make_methods([held], {})
+    assert alone.reference is None
+    assert alone.padded is None
+    assert alone.forgotten("f").value < -0.5
+
+
+def test_frozen_layers_that_ran_before_training_count_as_training() -> None:
+    cached = compared.result("cached", speed=20.0)
+    cached["measured"]["frozen_s"] = 300.0  # as long as the training itself
+    (method,) = make_methods([cached], {})
+    assert method.speeds("audio_s_per_s") == [10.0]
+    assert method.best_s == 240.0 + 300.0
+
+
+def test_the_pictures_of_fifteen_methods_tell_them_apart(tmp_path: Path) -> None:
+    many = [compared.result(f"method {n}", 1, 0.2 + n / 30, n / 5, 5 * n) for n in range(1, 16)]
+    methods = make_methods(many, {})
+    assert len({(color(one), shape(one)) for one in methods}) == 15
+    html = write_page(tmp_path, methods, Made()).read_text(encoding="utf-8")
+    drawn = re.findall(r'class="wide">(.*?)</svg>', html, re.S)
+    assert len(drawn) == 4
+    for picture in drawn:
+        numbers = re.findall(r">(\d+)(?: method \d+)?</text>", picture)
+        assert set(map(str, range(1, 16))) <= set(numbers)
+    assert html.count('xlink:href="#m') >= 3 * 15  # reports are elsewhere: to the table's rows

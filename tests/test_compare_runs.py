@@ -15,13 +15,14 @@ import compare
 import pytest
 import soundfile
 import whispers
+from comparing.general import General
 from comparing.methods import make_methods
 from comparing.page import write_page
-from comparing.planned import Budget, plan_runs
+from comparing.planned import Budget, output, plan_runs
 from comparing.processes import launched
 from comparing.results import read_kept, write_result
-from comparing.sitting import General, budgeted, hear, pace_of, time_updates, train
-from comparing.table import show
+from comparing.sitting import budgeted, hear, pace_of, time_updates, train
+from comparing.table import Made, show
 from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
 
@@ -71,7 +72,7 @@ def end(process: subprocess.Popen, expect: int) -> str:
 
 def test_killed_twice_it_goes_on_with_nothing_lost_or_run_twice(place: Path) -> None:
     """Outright in the first run, which lives on and is read; with a word in the second."""
-    runs, results = place / "outputs" / "compare", place / "results"
+    runs, results = place / output(), place / "results"
     killed = start(place, "--seeds", "2")
     until(lambda: list(runs.glob("tiny-s1-*.log")))
     killed.send_signal(signal.SIGKILL)
@@ -107,8 +108,8 @@ def check(result: dict, place: Path) -> None:
     clips = measured["clips"]
     assert sum(clips["tuned"]["errors"]) / sum(clips["words"]) == metrics["tuned"]["wer"]
     assert [row["update"] for row in measured["curve"]] == [0, 2]
-    heard = result["general"]
-    assert heard["speech"] == "clean_test.jsonl"
+    (heard,) = result["general"].values()
+    assert heard["speech"] == "clean_test"
     assert len(heard["clips"]["words"]) == 7
     assert str(place) not in json.dumps(result)
 
@@ -149,20 +150,21 @@ def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, caps
     result = train(run, Console(quiet=True))
     assert result["outcome"] == "finished", result["said"]
     test = Path(run.recipe.data.test.manifest)
-    heard = hear(run, General(test, "test", limit=3), Console(quiet=True))
+    source = {"manifest": test.as_posix(), "limit": 3}
+    heard = hear(run, General("test", source, "test"), Console(quiet=True))
     assert "failed" not in heard, heard
     first = {name: values[:3] for name, values in result["measured"]["clips"]["tuned"].items()}
     assert heard["clips"]["tuned"] == first  # the same clips, by the adapter that was kept
-    write_result(Path("results"), result | {"general": heard})
+    write_result(Path("results"), result | {"general": {"test": heard}})
     kept = read_kept(Path("results"))
     assert kept.problems == ()
-    (method,) = make_methods(list(kept.results.values()), [])
+    (method,) = make_methods(list(kept.results.values()), {})
     assert method.wer.value == result["measured"]["scores"]["tuned"]["wer"]
-    assert method.padded.value == 0  # it knows nothing else
-    assert method.forgotten is not None
-    show([method], [], [], Console(width=80))
+    assert method.padded is None  # it knows nothing else
+    assert method.forgotten("test") is not None
+    show([method], Made(), Console(width=80))
     assert "rival" in capsys.readouterr().out
-    assert write_page(Path("results"), [method], [], []).is_file()
+    assert write_page(Path("results"), [method], Made()).is_file()
 
 
 def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, monkeypatch) -> None:
@@ -183,7 +185,7 @@ def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, mon
     [
         ("os.kill(os.getpid(), 9)", "crashed", "SIGKILL"),
         ("raise MemoryError('no word of ours')", "crashed", "1"),
-        ("sys.exit(75)", "out of memory", "75"),
+        ("sys.exit(75)", "no room", "75"),
     ],
 )
 def test_what_ends_a_run_is_recorded(

@@ -8,17 +8,7 @@ from typing import Any
 from peft_whisper.scoring.record import Record, read_record
 
 SYSTEMS = ("base", "tuned", "base_full_context", "tuned_full_context")
-KEPT = (
-    "wer",
-    "mer",
-    "cer",
-    "substitutions",
-    "deletions",
-    "insertions",
-    "words",
-    "loops",
-    "empties",
-)
+RATES = ("wer", "mer", "cer", "insertions", "loops", "empties")
 Facts = dict[str, Any]
 
 
@@ -33,7 +23,9 @@ def measured(folder: Path) -> Facts:
         "base": facts["base"],
         "data": speech,
         "trainable_parameters": facts["trainable_parameters"],
+        "chosen": {name: record.recipe["training"][name] for name in ("precision", "attention")},
         "training": training,
+        "frozen_s": sum(one["seconds"] for one in record.events_of("frozen_layers")),
         "clips_heard": sum(
             round(one["clips_per_s"] * one["seconds"]) for one in record.events_of("train")
         ),
@@ -49,9 +41,8 @@ def scores(record: Record) -> Facts:
     from peft_whisper.scoring.metrics import measure
     from peft_whisper.scoring.normalize import normalizer
 
-    rules = record.recipe["evaluation"]["normalizer"]
-    clean = normalizer(rules)
-    rates = {s: {name: record.metrics[s][name] for name in KEPT} for s in SYSTEMS}
+    clean = normalizer(record.recipe["evaluation"]["normalizer"])
+    rates = {s: {name: record.metrics[s][name] for name in RATES} for s in SYSTEMS}
     # The folder counts words; an interval of the CER needs each clip's characters too.
     counted = {
         system: [measure(row["reference"], row[system], clean) for row in record.predictions]
@@ -67,12 +58,7 @@ def scores(record: Record) -> Facts:
             "insertions": [one.insertions for one in utterances],
             "char_errors": [one.char_errors for one in utterances],
         }
-    return {"scores": rates, "clips": clips, "normalizer": rules}
-
-
-def general(folder: Path, name: str, fingerprint: str) -> Facts:
-    """Scores on general speech, out of the folder that `evaluate --into` wrote."""
-    return {"speech": name, "fingerprint": fingerprint} | scores(read_record(folder))
+    return {"scores": rates, "clips": clips}
 
 
 def _time_to(record: Record, update: int) -> float:
@@ -88,14 +74,7 @@ def _decoding(record: Record) -> float | None:
 
 
 def _curve(record: Record) -> list[Facts]:
-    """Validations by update, with the training loss since the one before or None."""
-    rows: list[Facts] = []
-    losses: list[float] = []
-    for event in record.events:
-        if event["event"] == "train" and event["loss"] is not None:  # a rival's is not recorded
-            losses.append(event["loss"])
-        elif event["event"] == "validation":
-            row = {name: event[name] for name in ("update", "wer", "mer")}
-            rows.append(row | {"loss": sum(losses) / len(losses) if losses else None})
-            losses = []
-    return rows
+    """Validations by update."""
+    return [
+        {name: one[name] for name in ("update", "wer")} for one in record.events_of("validation")
+    ]

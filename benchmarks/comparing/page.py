@@ -10,10 +10,25 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from comparing.methods import Method, against_best, compared, on_front
-from comparing.pictures import Link, color, cost_picture, curves_picture
-from comparing.table import READING, about, base_line, cells, failures
-from comparing.tracing import Place
+from comparing.methods import Method, against_best, changes, compared, on_front
+from comparing.pictures import (
+    Link,
+    color,
+    cost_of,
+    cost_picture,
+    curves_picture,
+    rates_picture,
+    shape,
+)
+from comparing.table import (
+    Made,
+    about_runs,
+    about_speech,
+    base_line,
+    failures,
+    reading,
+    rows_of,
+)
 
 from peft_whisper.files import write_text
 from peft_whisper.scoring.page import document, section, table
@@ -22,13 +37,14 @@ STYLE = """
 .narrow { display: none }
 @media (max-width: 700px) { .wide { display: none } .narrow { display: block } }
 .key { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; padding: 0; list-style: none }
-.key b { display: inline-block; min-width: 1.5rem; color: var(--own) }
+.key b { display: inline-block; min-width: 2.2rem; margin-right: .3rem; color: var(--own) }
 .filter { font: inherit; padding: .3rem .6rem; width: 100%; max-width: 24rem;
   box-sizing: border-box;
   border: 1px solid var(--line); border-radius: 6px; background: var(--soft); color: inherit }
 #methods th { cursor: pointer } #methods th[aria-sort=ascending]::after { content: " \\2191" }
 #methods th[aria-sort=descending]::after { content: " \\2193" }
-#methods td { white-space: nowrap } #methods td:nth-child(2) { white-space: normal }
+#methods td { white-space: nowrap }
+#methods td:nth-child(2) { white-space: normal; min-width: 9rem }
 pre { white-space: pre-wrap }
 """
 # Sorts by the number that a cell begins with, else by its text; what has none stands below.
@@ -66,33 +82,32 @@ document.querySelectorAll("#methods th").forEach((head, at) => {
 """
 
 
-def write_page(
-    into: Path, methods: Sequence[Method], places: Sequence[Place], notes: Sequence[str]
-) -> Path:
+def write_page(into: Path, methods: Sequence[Method], made: Made) -> Path:
     """Write index.html into a folder of results; returns it."""
     target = into / "index.html"
     done = [one for one in methods if one.done]
-    parts = [_headline(done, methods, notes)]
+    parts = [_headline(methods, made)]
     if done:
-        link = _linker(into)
+        link = _linker(into, methods)
         parts += [
+            section("WER by method", rates_picture(done, link), _key(done)),
             section("What was found", _sentences(done)),
-            section("Table", _table(done, places, link)),
-            *_pictures(done, link),
+            section("Table", _table(methods, made, link)),
+            *_costs(done, link),
+            section("Training curves", curves_picture(done), _key(done)),
             section("Every pair", _pairs(done)),
         ]
-    parts.append(_failed(methods))
+    parts.append(_failed(methods, made))
     write_text(
         target, document("recipes compared", *parts, style=STYLE, script=SCRIPT if done else "")
     )
     return target
 
 
-def _headline(done: Sequence[Method], methods: Sequence[Method], notes: Sequence[str]) -> str:
+def _headline(methods: Sequence[Method], made: Made) -> str:
     runs = sum(len(one.runs) for one in methods)
-    facts = [f"{len(methods)} recipes, {runs} runs.", *(about(done) if done else [])]
-    said = "".join(f"<p>{escape(note)}.</p>" for note in notes)
-    return f'<h1>Recipes compared</h1><p class="faint">{escape(" ".join(facts))}</p>{said}'
+    facts = [f"{len(methods)} recipes, {runs} runs.", *about_runs(methods), *about_speech(made)]
+    return f'<h1>Recipes compared</h1><p class="faint">{escape(" ".join(facts))}</p>'
 
 
 def _sentences(done: Sequence[Method]) -> str:
@@ -100,60 +115,79 @@ def _sentences(done: Sequence[Method]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def _linker(into: Path) -> Link:
-    """From a result to its run's report, relative to the page; None where it is not here."""
+def _linker(into: Path, methods: Sequence[Method]) -> Link:
+    """From a result to its run's report, relative to the page; where it isn't here, to its row."""
+    rows = {run["key"]: f"#m{one.number}" for one in methods for run in one.runs}
 
-    def link(result: dict[str, Any]) -> str | None:
+    def link(result: dict[str, Any]) -> str:
         report = Path(result["run"]) / "report.html"
-        return Path(os.path.relpath(report, into)).as_posix() if report.is_file() else None
+        if report.is_file():
+            return Path(os.path.relpath(report, into)).as_posix()
+        return rows[result["key"]]
 
     return link
 
 
-def _table(done: Sequence[Method], places: Sequence[Place], link: Link) -> str:
-    """One row per method; every seed's report can be opened from it."""
-    rows = [cells(one, places) for one in done]
+def _table(methods: Sequence[Method], made: Made, link: Link) -> str:
+    """The base, then one row per method; every seed's report can be opened from it."""
+    rows = rows_of(methods, made)
     head = ("#", *map(escape, rows[0]), "reports")
-    body = [
-        [f"{one.number}", *map(escape, row.values()), _reports(one, link)]
-        for one, row in zip(done, rows, strict=True)
+    body = [["0", *map(escape, row.values()), ""] for row in rows[: len(rows) - len(methods)]]
+    body += [
+        [
+            f'<span id="m{one.number}">{one.number}</span>',
+            *map(escape, row.values()),
+            _reports(one, link),
+        ]
+        for one, row in zip(methods, rows[-len(methods) :], strict=True)
     ]
-    made = table(head, body).replace("<table>", '<table id="methods"><thead>')
-    made = made.replace("</tr>", "</tr></thead><tbody>", 1).replace("</table>", "</tbody></table>")
-    made = re.sub(r"<th([ >])", r'<th scope="col"\1', made)
+    drawn = table(head, body).replace("<table>", '<table id="methods"><thead>')
+    drawn = drawn.replace("</tr>", "</tr></thead><tbody>", 1).replace(
+        "</table>", "</tbody></table>"
+    )
+    drawn = re.sub(r"<th([ >])", r'<th scope="col"\1', drawn)
     field = '<input class="filter" type="search" aria-label="filter the table" '
     field += 'placeholder="filter: words of a row">'
-    return f'<p>{field}</p>{made}<p class="faint">{escape(READING)}</p>'
+    said = "".join(
+        f"<li><b>{escape(one.label)}</b>: {escape(change or 'nothing else')}</li>"
+        for one, change in zip(methods, changes(methods), strict=True)
+    )
+    title = "<summary>what each says that most others do not</summary>"
+    how = f'<p class="faint">{escape(reading(methods))}</p>'
+    return f"<p>{field}</p>{drawn}<details>{title}<ul>{said}</ul></details>{how}"
 
 
 def _reports(method: Method, link: Link) -> str:
     """A link for each seed whose report is on this machine."""
+    found = {one["seed"]: link(one) for one in method.done}
     links = [
-        f'<a href="{escape(target)}">{one["seed"]}</a>'
-        for one in method.done
-        if (target := link(one))
+        f'<a href="{escape(to)}">{seed}</a>' for seed, to in found.items() if not to.startswith("#")
     ]
     return " ".join(("seed", *links)) if links else "elsewhere"
 
 
-def _pictures(done: Sequence[Method], link: Link) -> list[str]:
-    """Memory, speed, curves; each with its key, and the first two with their front by name."""
-    key = _key(done)
-    peaks = [one.peak_gib for one in done]
-    memory = cost_picture(done, peaks, "peak memory, GiB", "left", link)
-    parts = [section("WER against peak memory", memory, key, _front(done, peaks))]
-    timed = [one for one in done if one.mean_of("training", "audio_s_per_s")]
-    if timed:
-        speeds = [one.mean_of("training", "audio_s_per_s") or 0.0 for one in timed]
-        speed = cost_picture(timed, speeds, "training, s of audio per second", "right", link)
-        front = _front(timed, [-one for one in speeds])
-        parts.append(section("WER against throughput", speed, key, front))
-    return [*parts, section("Training curves", curves_picture(done), key)]
+def _costs(done: Sequence[Method], link: Link) -> list[str]:
+    """Memory and speed, each with its key and its front by name."""
+    parts = []
+    timed = [one for one in done if one.speeds("audio_s_per_s")]
+    speeds = [one.speeds("audio_s_per_s") for one in timed]
+    for title, shown, costs, axis, better in (
+        ("peak memory", done, [one.peaks_gib for one in done], "peak memory, GiB", "left"),
+        ("throughput", timed, speeds, "training, s of audio per second", "right"),
+    ):
+        if shown:
+            picture = cost_picture(shown, costs, axis, better, link)
+            sign = 1 if better == "left" else -1
+            front = _front(shown, [sign * cost_of(found, better) for found in costs])
+            parts.append(section(f"WER against {title}", picture, _key(shown), front))
+    return parts
 
 
 def _key(done: Sequence[Method]) -> str:
+    signs = {"o": "●", "s": "■", "^": "▲", "D": "◆"}
     items = (
-        f'<li style="--own: {color(one)}"><b>{one.number}</b>{escape(one.label)}</li>'
+        f'<li style="--own: {color(one)}"><b>{signs[shape(one)]} {one.number}</b>'
+        f"{escape(one.label)}</li>"
         for one in done
     )
     return f'<ol class="key">{"".join(items)}</ol>'
@@ -173,9 +207,9 @@ def _pairs(done: Sequence[Method]) -> str:
     return f"<details><summary>{len(lines)} pairs</summary><ul>{listed}</ul></details>"
 
 
-def _failed(methods: Sequence[Method]) -> str:
+def _failed(methods: Sequence[Method], made: Made) -> str:
     """What did not finish, and the last that each such run said."""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in failures(methods))
+    lines = "".join(f"<li>{escape(line)}</li>" for line in failures(methods, made))
     if not lines:
         return ""
     words = (
@@ -184,4 +218,4 @@ def _failed(methods: Sequence[Method]) -> str:
         for method in methods
         for one in method.failed
     )
-    return section("What did not finish", f"<ul>{lines}</ul>", *words)
+    return section("What did not finish, and what to know", f"<ul>{lines}</ul>", *words)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from comparing.sweeps import Swept, expand
 
+from peft_whisper.environment import machine_name
 from peft_whisper.errors import RecipeError
 from peft_whisper.recipe import Recipe, leaves, settings
 from peft_whisper.recipe_yaml import load_recipe
+from peft_whisper.resume import FREE
 
-OUTPUT = "outputs/compare"
 # What may differ between two runs without changing what they learn or how they are scored.
-ASIDE = ("name", "output", "track")
-NOT_OF_THE_SPEECH = ("workers", "max_rejected", "note")
+ASIDE = ("name", "output", *FREE)
+NOT_OF_THE_SPEECH = ("workers", "max_rejected", "note", "license", "attribution")
 RECIPE_ENDS = (".yaml", ".yml")
+
+
+@cache
+def output() -> Path:
+    """The folder of runs made on this machine: another's, on a shared disk, are not its own."""
+    return Path("outputs/compare") / machine_name()
 
 
 @dataclass(frozen=True)
@@ -56,13 +64,16 @@ class Run:
     overrides: tuple[str, ...]
     recipe: Recipe
     budget: Budget
+    source: str  # name of the file that asked for it
     rival: bool = False  # learned by Seq2SeqTrainer
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the run and its scores, but for the seed."""
-        tree = {key: value for key, value in settings(self.recipe).items() if key not in ASIDE}
-        del tree["seed"]
+        tree = _without(settings(self.recipe), ("seed",))
+        for key in ASIDE:
+            section, _, name = key.rpartition(".")
+            (tree[section] if section else tree).pop(name, None)
         if self.budget.minutes is not None:
             tree["training"] = _without(tree["training"], ("updates", "epochs"))
         if self.budget.named():
@@ -88,7 +99,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        return Path(OUTPUT) / self.name
+        return output() / self.name
 
     @property
     def title(self) -> str:
@@ -101,7 +112,8 @@ class Run:
         shared: dict[str, Any] = {
             "base": {name: tree["base"].get(name) for name in ("model", "revision")},
             "data": _without(tree["data"], NOT_OF_THE_SPEECH),
-            "evaluation": _without(tree["evaluation"], ("batch",)),
+            "context": tree["context"],  # how long a clip is heard, in training and in scoring
+            "evaluation": _without(tree["evaluation"], ("batch", "bootstrap")),
             "budget": self.budget.named(),
         }
         if not self.budget.named():
@@ -120,6 +132,7 @@ def speech_of(file: Path) -> tuple[str, ...]:
         "base.model": tree["base"]["model"],
         "base.revision": tree["base"].get("revision"),
         "data": tree["data"],
+        "context": tree["context"],
         "evaluation": tree["evaluation"],
         **{f"training.{key}": value for key, value in length.items()},
     }
@@ -138,25 +151,59 @@ def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = Fa
     runs: list[Run] = []
     for file in files:
         for swept in expand(file) or [Swept(file)]:
-            runs += _seeded(swept, changes, seeds, budget, rival)
+            runs += _seeded(swept, file.stem, changes, seeds, budget)
+    if rival:
+        runs += _rivals(runs)
+    if budget.minutes and any(one.rival for one in runs):
+        raise RecipeError("a rival's updates are not timed: give --updates instead of --minutes")
     _refuse_doubles(runs)
     _refuse_incomparable(runs)
     return runs
 
 
 def _seeded(
-    swept: Swept, changes: tuple[str, ...], seeds: int, budget: Budget, rival: bool
+    swept: Swept, source: str, changes: tuple[str, ...], seeds: int, budget: Budget
 ) -> Iterator[Run]:
-    """A recipe's runs, from its own seed upwards; those of its rival after them."""
+    """A recipe's runs, from its own seed upwards."""
     file, overrides = swept.recipe, (*swept.overrides, *changes)
     overrides = (*overrides, *budget.overrides(load_recipe(file, overrides)))
     first = load_recipe(file, overrides)
     label = swept.name or " ".join((first.name, *swept.overrides))
-    for is_rival in (True,) if swept.rival else (False, True)[: 1 + rival]:
-        title = f"{label} (rival: Seq2SeqTrainer)" if is_rival != swept.rival else label
-        for seed in range(first.seed, first.seed + seeds):
-            own = (*overrides, f"seed={seed}")
-            yield Run(title, file, own, load_recipe(file, own), budget, is_rival)
+    if swept.rival and (lacks := _beyond_rivals(first)):
+        raise RecipeError(
+            f"{label}: rival: Seq2SeqTrainer with PEFT has no {lacks}; plain LoRA only"
+        )
+    for seed in range(first.seed, first.seed + seeds):
+        own = (*overrides, f"seed={seed}")
+        yield Run(label, file, own, load_recipe(file, own), budget, source, swept.rival)
+
+
+def _rivals(runs: Sequence[Run]) -> list[Run]:
+    """The rival of every run that it can learn too, and that has none yet.
+
+    Raises RecipeError where there is no such run.
+    """
+    able = [one for one in runs if not one.rival and not _beyond_rivals(one.recipe)]
+    if not able:
+        raise RecipeError("--rival: none of the recipes is plain LoRA, which is what it trains")
+    has = {one.key for one in runs}
+    label = "{} (rival: Seq2SeqTrainer)"
+    made = [replace(one, label=label.format(one.label), rival=True) for one in able]
+    return [one for one in made if one.key not in has]
+
+
+def _beyond_rivals(recipe: Recipe) -> str | None:
+    """The first key of a recipe that the rival's script knows nothing of: it trains plain LoRA."""
+    adapter, training = recipe.adapter, recipe.training
+    asked = {
+        "adapter.method": adapter.method != "lora",
+        "adapter.start": adapter.start != "random",
+        "adapter.rank_stabilized": adapter.rank_stabilized,
+        "training.up_ratio": training.up_ratio != 1,
+        "training.frozen_cache": training.frozen_cache != "none",
+        "base.quantize": recipe.base.quantize is not None,
+    }
+    return next((key for key, is_asked in asked.items() if is_asked), None)
 
 
 def _refuse_doubles(runs: Sequence[Run]) -> None:

@@ -17,7 +17,10 @@ from rich.console import Console
 
 from peft_whisper.errors import DataError, NoRoomError, RecipeError, StateError
 
-FINISHED, NO_ROOM, STOPPED, CRASHED = "finished", "out of memory", "stopped", "crashed"
+FINISHED, NO_ROOM, STOPPED, CRASHED = "finished", "no room", "stopped", "crashed"
+ENDED = "ended"  # by a signal that somebody sent: the next call goes on with it
+SIGNALLED = ("130", "143", "SIGINT", "SIGTERM", "SIGHUP")
+KILLED = "SIGKILL"
 SAID = 12  # last lines that are kept of a run that did not finish
 LAUNCH = (
     *("-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"),
@@ -35,7 +38,7 @@ _FOLDERS = re.compile(r"(?<![\w.~])/(?:[^\s/\"':]+/)+(?=[^\s/\"':]+)")
 class Ending:
     """How a process ended; `said` is empty where it finished."""
 
-    outcome: str  # finished, out of memory, stopped (by the program, which says why) or crashed
+    outcome: str  # finished, no room, stopped (by the program, which says why), ended or crashed
     exit: str  # "0", "75", "SIGKILL"
     said: tuple[str, ...]
     wall_s: float
@@ -81,11 +84,18 @@ def ending(code: int, text: str, wall_s: float) -> Ending:
         exit_ = inner[-1][1] or inner[-1][2]
         text = text[: text.rfind(_TRACEBACK)]  # of the launcher, which adds nothing
     said = tuple(_plain(line) for line in text.splitlines() if line.strip())[-SAID:]
+    if exit_ == KILLED:
+        said = (*said, "killed from outside; the system does that where memory runs out")
+    return Ending(_outcome(exit_), exit_, said, wall_s)
+
+
+def _outcome(exit_: str) -> str:
+    """Of a process that did not finish."""
     if exit_ == str(NoRoomError.exit_code):
-        outcome = NO_ROOM
-    else:
-        outcome = STOPPED if exit_ in map(str, REFUSED) else CRASHED
-    return Ending(outcome, exit_, said, wall_s)
+        return NO_ROOM
+    if exit_ in SIGNALLED:
+        return ENDED
+    return STOPPED if exit_ in map(str, REFUSED) else CRASHED
 
 
 def _plain(line: str) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from comparing.planned import Run, differences
-from comparing.processes import CRASHED, FINISHED, NO_ROOM, STOPPED, Ending
+from comparing.processes import CRASHED, ENDED, FINISHED, NO_ROOM, STOPPED, Ending
 
-from peft_whisper.files import write_json
+from peft_whisper.files import write_text
 
-FORMAT = "peft_whisper comparison, 2"
+FORMAT = "peft_whisper comparison, 3"
 HELD: dict[str, type | tuple[type, ...]] = {  # by every result
     "key": str,
     "method": str,
@@ -22,11 +22,15 @@ HELD: dict[str, type | tuple[type, ...]] = {  # by every result
     "rival": bool,
     "seed": int,
     "held_equal": dict,
+    "recipe": dict,
+    "run": str,
+    "ended": str,
     "outcome": str,
     "exit": str,
     "said": list,
-    "wall_s": (float, int, type(None)),
+    "wall_s": (float, int),
     "traced": dict,
+    "general": dict,  # by the speech's fingerprint
 }
 MEASURED = (
     *("data", "base", "training", "trainable_parameters"),
@@ -65,7 +69,7 @@ def _read(path: Path) -> tuple[Facts | None, str | None]:
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         return None, f"no result of a comparison (expected format {FORMAT!r})"
     wrong = [name for name, kind in HELD.items() if not isinstance(found.get(name), kind)]
-    if found.get("outcome") not in (FINISHED, NO_ROOM, STOPPED, CRASHED):
+    if found.get("outcome") not in (FINISHED, NO_ROOM, STOPPED, ENDED, CRASHED):
         wrong.append("outcome")
     if found.get("outcome") == FINISHED:
         held = found.get("measured")
@@ -98,12 +102,13 @@ def make_result(run: Run, end: Ending, measured: Facts | None) -> Facts:
         "wall_s": end.wall_s,
         "traced": {},
         "measured": measured,
-        "general": None,
+        "general": {},
     }
 
 
 def write_result(folder: Path, result: Facts) -> None:
-    write_json(folder / f"{result['key']}.json", result)
+    # Without line breaks: counts of every clip would take thousands of them.
+    write_text(folder / f"{result['key']}.json", json.dumps(result, ensure_ascii=False) + "\n")
 
 
 def comparable(results: Sequence[Facts], runs: Sequence[Run]) -> tuple[list[Facts], list[str]]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from comparing.measures import general, measured
+from comparing.general import General
+from comparing.measures import measured, scores
 from comparing.planned import Run
-from comparing.processes import FINISHED, Ending, launched, ran, wait_for
+from comparing.processes import CRASHED, ENDED, FINISHED, Ending, launched, ran, wait_for
 from comparing.results import Facts, make_result, write_result
 from rich.console import Console
+
+from peft_whisper.scoring.record import read_record
 
 PACE = Path(__file__).parent.parent / "pace.py"
 RIVAL = Path(__file__).parent.parent / "rivals" / "compared.py"
@@ -23,31 +26,30 @@ LAST = "README.md"  # the last file that a command writes of a run
 LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)  # by a comparison that was killed
 
 
-@dataclass(frozen=True)
-class General:
-    """Speech that no recipe trains on, for what a run forgets: a manifest and its hash.
-
-    `limit`: clips of it at most; None for all.
-    """
-
-    manifest: Path
-    fingerprint: str
-    limit: int | None = None
-
-
-def missing(runs: Sequence[Run], results: Mapping[str, Facts], speech: General | None) -> list[Run]:
-    """Runs without a result, and finished ones that have not heard the general speech yet.
+def missing(
+    runs: Sequence[Run], results: Mapping[str, Facts], speeches: Sequence[General]
+) -> list[Run]:
+    """Runs without a result, and finished ones that have not heard all general speech yet.
 
     Every recipe's first seed comes before any second one: what is ended early compares all.
     """
-    todo = [run for run in runs if run.key not in results or _unheard(results[run.key], speech)]
+    todo = [run for run in runs if _unmade(run, results) or unheard(results[run.key], speeches)]
     return sorted(todo, key=lambda run: run.recipe.seed)
 
 
-def _unheard(result: Facts, speech: General | None) -> bool:
-    if speech is None or result["outcome"] != FINISHED:
-        return False
-    return (result["general"] or {}).get("fingerprint") != speech.fingerprint
+def _unmade(run: Run, results: Mapping[str, Facts]) -> bool:
+    """Whether it was never begun, or somebody ended it: then it goes on."""
+    return run.key not in results or results[run.key]["outcome"] == ENDED
+
+
+def unheard(result: Facts, speeches: Sequence[General]) -> list[General]:
+    """Speech that a finished run was not asked about, or that it failed to decode."""
+    if result["outcome"] != FINISHED:
+        return []
+    heard = result["general"]
+    return [
+        one for one in speeches if "failed" in heard.get(one.fingerprint, {"failed": ["not asked"]})
+    ]
 
 
 def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
@@ -59,7 +61,7 @@ def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
     if not took:
         return None
     usual = mean(mean(times) for times in took.values())
-    return sum(mean(took.get(run.method, [usual])) for run in runs if run.key not in results)
+    return sum(mean(took.get(run.method, [usual])) for run in runs if _unmade(run, results))
 
 
 def clock(seconds: float | None) -> str:
@@ -74,20 +76,22 @@ def sit(
     runs: Sequence[Run],
     results: dict[str, Facts],
     into: Path,
-    speech: General | None,
+    speeches: Sequence[General],
     console: Console,
 ) -> None:
     """Make what is missing of `runs`; each result is added to `results` and written to `into`."""
-    todo = missing(runs, results, speech)
+    todo = missing(runs, results, speeches)
     for number, run in enumerate(todo, start=1):
         left = clock(left_s(todo[number - 1 :], results))
         console.print(f"[{number}/{len(todo)}] {run.title}; {left}; output: {log_of(run)}")
-        if run.key not in results:
+        if _unmade(run, results):
             results[run.key] = train(run, console)
             write_result(into, results[run.key])
         result = results[run.key]
-        if speech is not None and _unheard(result, speech):
-            result["general"] = hear(run, speech, console)
+        for speech in unheard(result, speeches):
+            began = time.monotonic()
+            result["general"][speech.fingerprint] = hear(run, speech, console)
+            result["wall_s"] += time.monotonic() - began
             write_result(into, result)
         console.print(f"    {said(result)}")
 
@@ -100,8 +104,13 @@ def train(run: Run, console: Console) -> Facts:
     """Train and score in a process of its own; one that is there already is read instead."""
     wait_for(log_of(run), console)
     end = LEFT_BEHIND if (run.folder / LAST).exists() else started(run, console)
-    found = measured(run.folder) if end.outcome == FINISHED else None
-    return make_result(run, end, found)
+    if end.outcome != FINISHED:
+        return make_result(run, end, None)
+    try:
+        return make_result(run, end, measured(run.folder))
+    except (OSError, ValueError, KeyError) as error:
+        said = f"{run.folder.as_posix()} can't be read ({error}): delete it to make the run again"
+        return make_result(run, Ending(CRASHED, "0", (said,), end.wall_s), None)
 
 
 def started(run: Run, console: Console) -> Ending:
@@ -147,23 +156,21 @@ def budgeted(run: Run) -> tuple[str, ...]:
 
 def hear(run: Run, speech: General, console: Console) -> Facts:
     """Decode general speech with base and tuned model; what failed is kept with its last words."""
-    about = {"speech": speech.manifest.as_posix(), "fingerprint": speech.fingerprint}
+    about = {"speech": speech.name}
     if not run.folder.is_dir():
         return about | {"failed": [f"{run.folder.as_posix()} is gone"]}
     into = run.folder / f"general-{speech.fingerprint[:8]}"
     log = run.folder.with_name(f"{run.name}-general.log")
     wait_for(log, console)
     if not into.exists():  # it appears whole
-        heard = ("data.test.columns.audio=audio", f"data.test.limit={speech.limit or ''}")
-        heard = (f"data.test.manifest={speech.manifest}", "data.test.columns.text=text", *heard)
-        changes = (*heard, "--into", str(into))
+        changes = (*speech.overrides, "--into", str(into))
         if run.rival:
             end = ran((str(RIVAL), str(run.folder / "recipe.yaml"), *changes), log)
         else:
             end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
         if end.outcome != FINISHED:
             return about | {"failed": list(end.said)}
-    return general(into, speech.manifest.as_posix(), speech.fingerprint)
+    return about | scores(read_record(into))
 
 
 def said(result: Facts) -> str:
@@ -175,7 +182,7 @@ def said(result: Facts) -> str:
     line = f"finished: WER {100 * tuned['wer']:.1f} %"
     if result["wall_s"]:
         line += f" after {result['wall_s'] / 60:.1f} min"
-    heard = result["general"]
-    if heard and "failed" in heard:
-        line += f"; general speech failed: {heard['failed'][-1]}"
+    for heard in result["general"].values():
+        if "failed" in heard:
+            line += f"; {heard['speech']} failed: {heard['failed'][-1]}"
     return line

@@ -97,11 +97,17 @@ def seed_spread(counts: Counts) -> float:
     return float(np.sqrt(max(0.0, rates.var(ddof=1) - chance)))
 
 
-def sentence(a: str, b: str, b_minus_a: Estimate, seeds: int) -> str:
-    """What follows from a difference of word error rates, and no more than that."""
+def sentence(a: str, b: str, b_minus_a: Estimate, seeds: Sequence[int]) -> str:
+    """What follows from a difference of word error rates, and no more than that.
+
+    `seeds`: those that both ran with.
+    """
     points = f"{100 * b_minus_a.value:+.1f} points"
     ends = f"interval {100 * b_minus_a.low:+.1f} to {100 * b_minus_a.high:+.1f}"
-    alone = "" if seeds > 1 else "; one seed each: what another would change is not known"
+    unknown = "what another would change is not known"
+    alone = f"; on seed {seeds[0]} alone: {unknown}" if len(seeds) == 1 else ""
+    if not seeds:
+        alone = f"; no seed in common: {unknown}"
     if b_minus_a.holds_zero:
         return f"{b} and {a} do not differ at this budget: {points}, {ends}{alone}."
     verb = "fewer" if b_minus_a.value < 0 else "more"

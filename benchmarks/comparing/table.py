@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
-from comparing.methods import Method, against_best
+from comparing.general import General
+from comparing.methods import Method, against_best, base_rates, changes
 from comparing.processes import FINISHED
 from comparing.statistics import Estimate
 from comparing.tracing import Place
@@ -15,13 +18,28 @@ from rich.table import Table
 from peft_whisper.files import write_text
 
 LACKING = "–"
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a table shows besides its methods: cards traced on, general speech, what to know."""
+
+    places: Sequence[Place] = ()
+    speeches: Sequence[General] = ()
+    notes: Sequence[str] = ()
+    counts_energy: bool = False
+
+
 READING = (
-    "WER, MER and CER in percent, on the test split, mean over the seeds; intervals are 95 %, over "
-    "clips and seeds. Padded: what decoding at the full 30 s, as other programs do, adds in points "
-    "(a rival always does). Forgetting: change of WER, in points, on general speech that no recipe "
-    "trained on. Peak: largest of the runs, measured. Speed: training alone, without warm-up and "
-    "evaluation; decoded/s: clips of the last validation. To best: training up to the checkpoint "
-    "that was kept. Differences are paired, each at 95 %, and not corrected for how many there are."
+    "WER, MER and CER in percent, on the test split, mean over the seeds; intervals are 95 %, "
+    "over clips and seeds. Padded: what decoding at the full 30 s, as other programs do, adds in "
+    "points (a rival always does). Forgetting: change of WER, in points, against the base as it "
+    "is (a rival's as it decodes) on general speech that no recipe trained on. Peak: largest of "
+    "the runs, of training, measured ({kinds}). Speed: training alone, without warm-up and "
+    "evaluation, with what frozen layers took that were run once; decoded/s: clips of the last "
+    "validation. To best: training up to the checkpoint that was kept. Insertions, loops and "
+    "empty transcripts: on average over the seeds. Differences are paired, each at 95 %, and not "
+    "corrected for how many there are, nor for the best one having been found on the same clips."
 )
 
 
@@ -43,121 +61,151 @@ def traced(method: Method, name: str) -> str:
     found = next((one["traced"][name] for one in method.runs if name in one["traced"]), None)
     if found is None:
         return LACKING
-    if "failed" in found:
-        return "failed"
     said = f"{found['reserved_bytes'] / 2**30:.1f}"
     return said if found["fits"] else f"{said}, too large"
 
 
-def cells(method: Method, places: Sequence[Place]) -> dict[str, str]:
-    """Every column of a method with at least one finished run."""
-    best_s = method.mean_of("best", "training_s")
-    scores = [one["measured"]["scores"]["tuned"] for one in method.done]
+def cells(method: Method, made: Made) -> dict[str, str]:
+    """Every column of a method; where no run finished, how it ended and what was traced."""
+    done = method.done
+    scores = [one["measured"]["scores"]["tuned"] for one in done]
+    clips, audio = (_mean(method.speeds(name)) for name in ("clips_per_s", "audio_s_per_s"))
     shown = {
         "recipe": method.label,
-        "WER": rate(method.wer),
-        "padded": rate(method.padded, signed=True),
-        "peak, GiB": number(method.peak_gib, 2),
+        "WER": rate(method.wer) if done else method.failed[0]["outcome"],
+        "padded": rate(method.padded, signed=True) if done else LACKING,
+        "peak, GiB": number(max(method.peaks_gib, default=None), 2),
     }
-    for place in places:
+    for place in made.places:
         shown[f"traced, {place.name}, GiB"] = traced(method, place.name)
     shown |= {
-        "clips/s": number(method.mean_of("training", "clips_per_s"), 2),
-        "audio s/s": number(method.mean_of("training", "audio_s_per_s")),
+        "clips/s": number(clips, 2),
+        "audio s/s": number(audio),
         "decoded/s": number(method.mean_of("decoding", "clips_per_s")),
-        **energy(method),
-        "to best, min": number(None if best_s is None else best_s / 60),
+    }
+    if made.counts_energy:
+        joules = method.mean_of("training", "joules")
+        shown["energy, kJ"] = number(None if joules is None else joules / 1e3)
+    shown |= {
+        "to best, min": number(method.best_s / 60 if done else None),
         "clips heard": number(method.mean_of("clips_heard"), 0),
-        "forgetting": rate(method.forgotten, signed=True),
-        "MER": rate(method.mer),
-        "CER": rate(method.cer),
     }
-    for title, name in (("I", "insertions"), ("loops", "loops"), ("empty", "empties")):
-        shown[title] = number(sum(one[name] for one in scores) / len(scores))
-    trained = method.mean_of("trainable_parameters") or 0
+    for one in made.speeches:
+        title = "forgetting" if len(made.speeches) == 1 else f"forgetting, {one.name}"
+        shown[title] = rate(method.forgotten(one.fingerprint), signed=True)
+    shown |= {"MER": rate(method.mer) if done else LACKING}
+    shown |= {"CER": rate(method.cer) if done else LACKING}
+    for name in ("insertions", "loops", "empties"):
+        shown[name] = number(_mean([one[name] for one in scores]))
+    trained = method.mean_of("trainable_parameters")
     return shown | {
-        "trained, M": number(trained / 1e6, 2),
-        "seeds": f"{len(method.done)}/{len(method.runs)}",
+        "trained, M": number(None if trained is None else trained / 1e6, 2),
+        "seeds": f"{len(done)}/{len(method.runs)}",
     }
 
 
-def energy(method: Method) -> dict[str, str]:
-    """A column where the machine tells: its energy in training, without warm-up."""
-    joules = method.mean_of("training", "joules")
-    return {} if joules is None else {"energy, kJ": number(joules / 1e3)}
+def rows_of(methods: Sequence[Method], made: Made) -> list[dict[str, str]]:
+    """The table, all of its rows with the same columns: the base, then each method."""
+    rows = [cells(method, made) for method in methods]
+    base = base_rates(methods)
+    if base is None:
+        return rows
+    rates = {name: rate(found) for name, found in base.items()}
+    untrained = {"recipe": "base, not trained", **rates}
+    return [{name: untrained.get(name, LACKING) for name in rows[0]}, *rows]
 
 
-def short(method: Method, places: Sequence[Place]) -> dict[str, str]:
+def _mean(found: Sequence[float]) -> float | None:
+    return mean(found) if found else None
+
+
+def short(method: Method, made: Made) -> dict[str, str]:
     """The columns that a terminal of 80 has room for."""
-    whole = cells(method, places)
-    forgotten = method.forgotten
+    whole = cells(method, made)
     shown = {
         "recipe": f"{method.number} {method.label}",
-        "seeds": whole["seeds"],
-        "WER": f"{100 * method.wer.value:.1f}",
-        "95 %": f"{100 * method.wer.low:.1f} to {100 * method.wer.high:.1f}",
-        "forgot": LACKING if forgotten is None else f"{100 * forgotten.value:+.1f}",
+        "WER": whole["WER"],
+        "95 %": LACKING,
+        "forgot": LACKING,
         "GiB": whole["peak, GiB"],
     }
-    for place in places:
-        shown[place.card.name] = traced(method, place.name)
+    if method.done:
+        ends = f"{100 * method.wer.low:.1f} to {100 * method.wer.high:.1f}"
+        shown |= {"WER": f"{100 * method.wer.value:.1f}", "95 %": ends}
+    if made.speeches:
+        forgotten = method.forgotten(made.speeches[0].fingerprint)
+        shown["forgot"] = LACKING if forgotten is None else f"{100 * forgotten.value:+.1f}"
+    for place in made.places:
+        shown[place.card.name] = traced(method, place.name).replace(", too large", "!")
     return shown | {"clips/s": whole["clips/s"], "min": whole["to best, min"]}
 
 
 def base_line(methods: Sequence[Method]) -> str | None:
     """What the model made of the test before any training."""
-    done = next((one for one in methods if one.done), None)
-    if done is None:
+    found = base_rates(methods)
+    if found is None:
         return None
-    base = done.done[0]["measured"]["scores"]["base"]
-    rates = ", ".join(f"{name.upper()} {100 * base[name]:.1f} %" for name in ("wer", "mer", "cer"))
-    counts = f"{base['insertions']} insertions, {base['loops']} loops, {base['empties']} empty"
-    return f"base, not trained: {rates}, {counts}"
+    return "base, not trained: " + ", ".join(f"{name} {rate(one)} %" for name, one in found.items())
 
 
-def failures(methods: Sequence[Method]) -> list[str]:
-    """A sentence for each run that did not finish, or whose general speech was not decoded."""
+def failures(methods: Sequence[Method], made: Made) -> list[str]:
+    """A sentence for each run that did not finish, and for general speech that was not decoded."""
     said = []
     for one in (run for method in methods for run in method.runs):
-        title, heard = f"{one['label']}, seed {one['seed']}", one["general"] or {}
+        title = f"{one['label']}, seed {one['seed']}"
         if one["outcome"] != FINISHED:
             last = f": {one['said'][-1]}" if one["said"] else ""
             said.append(f"{title}: {one['outcome']} (exit {one['exit']}){last}")
-        elif "failed" in heard:
-            said.append(f"{title}: general speech was not decoded: {heard['failed'][-1]}")
-    return said
+        said += [
+            f"{title}: {heard['speech']} was not decoded: {heard['failed'][-1]}"
+            for heard in one["general"].values()
+            if "failed" in heard
+        ]
+    return [*said, *made.notes]
 
 
-def show(
-    methods: Sequence[Method], places: Sequence[Place], notes: Sequence[str], console: Console
-) -> None:
+def show(methods: Sequence[Method], made: Made, console: Console) -> None:
     """Print the table, what follows from it, and what did not finish."""
-    rows = [short(method, places) for method in methods if method.done]
-    made = Table(box=None, pad_edge=False)
+    rows = [short(method, made) for method in methods]
+    drawn = Table(box=None, pad_edge=False)
     for name in rows[0] if rows else ():
         left = name == "recipe"
-        made.add_column(name, justify="left" if left else "right", no_wrap=not left)
+        drawn.add_column(name, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
-        made.add_row(*row.values())
+        drawn.add_row(*row.values())
     console.print()
-    console.print(made)
+    console.print(drawn)
+    if made.places:
+        named = "; ".join(f"{one.card.name}: {one.name}, traced" for one in made.places)
+        console.print(f"GiB: measured here; {named} (!: too large)", style="dim")
     for line in (base_line(methods), *against_best(methods)):
         console.print(line or "no run has finished yet")
-    for line in (*failures(methods), *notes):
+    for line in failures(methods, made):
         console.print(f"note: {line}", style="yellow")
 
 
-def write_readme(
-    into: Path, methods: Sequence[Method], places: Sequence[Place], notes: Sequence[str]
-) -> None:
+def write_readme(into: Path, methods: Sequence[Method], made: Made) -> None:
     """README.md of a folder of results."""
-    rows = [cells(method, places) for method in methods if method.done]
     lines = ["# Recipes compared\n", "Made by `benchmarks/compare.py`; the page is index.html.\n"]
-    if rows:
-        lines += [" ".join(about(methods)), "", *_markdown(rows), ""]
-    for line in (base_line(methods), *against_best(methods), *failures(methods), *notes):
+    if methods:
+        about = [*about_runs(methods), *about_speech(made)]
+        lines += [" ".join(about), "", *_markdown(rows_of(methods, made)), ""]
+        lines += [reading(methods), "", "What follows:", ""]
+    for line in (base_line(methods), *against_best(methods), *failures(methods, made)):
         lines.append(f"- {line or 'no run has finished yet'}")
-    write_text(into / "README.md", "\n".join((*lines, "", READING, "")))
+    lines += ["", "What each says that most others do not:", ""]
+    lines += [
+        f"- {one.label}: `{said}`" if said else f"- {one.label}: nothing else"
+        for one, said in zip(methods, changes(methods), strict=True)
+    ]
+    write_text(into / "README.md", "\n".join((*lines, "")))
+
+
+def reading(methods: Sequence[Method]) -> str:
+    """How the table is to be read."""
+    done = (one["measured"]["training"] for method in methods for one in method.done)
+    kinds = dict.fromkeys(one["peak_kind"].removesuffix(", measured") for one in done)
+    return READING.format(kinds="; ".join(kinds) or "of none yet")
 
 
 def _markdown(rows: Sequence[dict[str, str]]) -> list[str]:
@@ -172,9 +220,17 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def about(methods: Sequence[Method]) -> list[str]:
-    """Sentences on what all finished runs share: budget, speech, machine, versions."""
+def about_speech(made: Made) -> list[str]:
+    """What is heard for forgetting."""
+    names = ", ".join(one.name for one in made.speeches)
+    return [f"General speech: {names}."] if names else []
+
+
+def about_runs(methods: Sequence[Method]) -> list[str]:
+    """Sentences on what all finished runs share: base, budget, speech, machine, versions."""
     done = [one for method in methods for one in method.done]
+    if not done:
+        return []
     first = done[0]["measured"]
     spent = [
         f"{value:g} {key.rpartition('.')[2]}"
@@ -189,6 +245,7 @@ def about(methods: Sequence[Method]) -> list[str]:
     machines = [one["measured"]["machine"] for one in done]
     places = (m["gpu"]["name"] if m["gpu"] else f"{m['cpu']}, {m['cores']} cores" for m in machines)
     return [
+        f"Base: {first['base']['model']}.",
         f"Budget of each run: {', '.join(spent)}.",
         f"Test: {speech}.",
         f"Machine: {'; '.join(dict.fromkeys(places))}.",
