@@ -8,7 +8,7 @@ PROMISED := tests/promises $(MUTATED)
 LAUNCH := $(BIN)/accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
 .PHONY: demo test test-export test-studio promises promises-rivals mutants lint bench-speed bench-methods \
-	bench-gpu bench-memory bench-saves bars clean
+	bench-quick bench-gpu bench-memory bench-saves bars clean
 
 demo: $(INSTALLED)  ## the main job: real Whisper, real speech, two CPU cores, about five minutes
 	$(BIN)/python -m peft_whisper.demo
@@ -49,16 +49,19 @@ bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and P
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/speed.py
 
+bench-quick: $(INSTALLED)  ## the same table from four updates each: a first look, 15 minutes on two cores
+	$(BIN)/python -m peft_whisper.demo
+	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --quick
+
 bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; ended at any point it goes on
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 --updates 46 \
 		--card a10 --card h100 --card-base openai/whisper-large-v3
 
-bench-gpu: $(INSTALLED)  ## the same table for Large V3's recipes on the card that is here: WER, memory, speed, energy
+bench-gpu: $(INSTALLED)  ## the same table for Large V3 on the card that is here: WER, memory, speed, energy
 	$(BIN)/python -m peft_whisper.demo
-	$(BIN)/python benchmarks/compare.py recipes/lora_a10.yaml recipes/decoder_a10.yaml \
-		recipes/lora_int8_a10.yaml recipes/qlora_t4.yaml recipes/full_8bit_a10.yaml recipes/full_h100.yaml \
-		--on benchmarks/large_v3.yaml --seeds 3
+	$(BIN)/python benchmarks/compare.py benchmarks/methods_large_v3.yaml --on benchmarks/large_v3.yaml \
+		--seeds 3 --card a10 --card h100
 
 bench-memory: $(INSTALLED)  ## the memory tracer against the CPU allocator's own log, 25 combinations
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/memory.py

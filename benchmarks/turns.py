@@ -60,9 +60,12 @@ def scored(session: Session, texts: Texts) -> Score:
 
 
 class Ours:
-    """The product's own updates, stream and decoder, as `peft_whisper.train` runs them."""
+    """The product's own updates, stream and decoder, as `peft_whisper.train` runs them.
 
-    def __init__(self, session: Session, updates: int):
+    What frozen layers give is kept in `folder` where the recipe wants it on disk.
+    """
+
+    def __init__(self, session: Session, updates: int, folder: Path = Path()):
         console, accelerator = Console(quiet=True), own_accelerator()
         session, _ = choose_fastest(session, accelerator.device.type, console)
         self.session, self.done = session, 0
@@ -70,7 +73,8 @@ class Ours:
         self.updater, self.model = make_updater(session, accelerator)
         self.updater.plan(updates)
         if self.updater.first_layer is not None:
-            course = run_frozen_layers(course, self.updater, "memory", Path(), console)
+            where = session.recipe.training.frozen_cache
+            course = run_frozen_layers(course, self.updater, where, folder, console)
         self.course = course
         self.stream: Iterator[list[Batch]] = stream_updates(course, 0)
 

@@ -175,10 +175,9 @@ def test_large_v3_s_recipes_can_be_compared_on_a_card(monkeypatch) -> None:
     """What `make bench-gpu` says, planned as far as a machine without a card can."""
     monkeypatch.chdir(Path(__file__).parent.parent)
     said = re.search(r"^bench-gpu:.*\n(?:\t.*\n)+", Path("Makefile").read_text(), re.M)[0]
-    recipes = re.findall(r"recipes/\w+\.yaml", said)
-    speech = speech_of(Path("benchmarks/large_v3.yaml"))
-    runs = plan_runs([*speech, *recipes], 3, Budget())
-    assert len(runs) == 3 * len(recipes) == 18
+    methods, speech = re.findall(r"benchmarks/\w+\.yaml", said)
+    runs = plan_runs([*speech_of(Path(speech)), methods], 3, Budget())
+    assert len(runs) == 3 * len({run.method for run in runs}) == 45
     assert {run.recipe.base.model for run in runs} == {"openai/whisper-large-v3"}
     assert {run.recipe.data.test.manifest for run in runs} == {".demo/speech/test.jsonl"}
 

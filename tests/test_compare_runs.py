@@ -26,6 +26,8 @@ from comparing.table import Made, show
 from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
 
+from peft_whisper.errors import RecipeError
+
 SHORT = ("training.updates=2", "evaluation.max_tokens=4", "evaluation.bootstrap=20")
 
 
@@ -170,11 +172,15 @@ def test_the_rival_s_run_is_read_as_one_of_ours(english: Path, monkeypatch, caps
 def test_minutes_become_updates_by_the_pace_that_was_measured(english: Path, monkeypatch) -> None:
     monkeypatch.chdir(english)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    (run,) = plan_runs(["tiny.yaml", *SHORT], 1, Budget(minutes=0.01))
+    (run,) = plan_runs(["tiny.yaml", *SHORT, "training.warmup=0"], 1, Budget(minutes=0.01))
     assert time_updates(run, Console(quiet=True)).outcome == "finished"
     timed = json.loads(pace_of(run).read_text(encoding="utf-8"))
     assert timed["updates"] >= 3
     assert budgeted(run) == (f"training.updates={max(1, int(0.6 / timed['update_s']))}",)
+    (warming,) = plan_runs(["tiny.yaml", *SHORT, "training.warmup=1"], 1, Budget(minutes=1e-9))
+    pace_of(warming).write_text('{"update_s": 1.0, "frozen_s": 0.5}', encoding="utf-8")
+    with pytest.raises(RecipeError, match="makes 1 updates in that, and has a warm-up of 1"):
+        budgeted(warming)
     before = pace_of(run).stat().st_mtime_ns
     assert time_updates(run, Console(quiet=True)).outcome == "finished"  # known already
     assert pace_of(run).stat().st_mtime_ns == before

@@ -17,6 +17,7 @@ from comparing.processes import CRASHED, ENDED, FINISHED, Ending, launched, ran,
 from comparing.results import Facts, make_result, write_result
 from rich.console import Console
 
+from peft_whisper.errors import RecipeError
 from peft_whisper.scoring.record import read_record
 
 PACE = Path(__file__).parent.parent / "pace.py"
@@ -147,11 +148,21 @@ def time_updates(run: Run, console: Console) -> Ending:
 
 
 def budgeted(run: Run) -> tuple[str, ...]:
-    """As many updates as the minutes of the budget allow; nothing to change without."""
+    """As many updates as the minutes of the budget allow; nothing to change without.
+
+    Raises RecipeError where that is no more than the recipe's warm-up.
+    """
     if run.budget.minutes is None:
         return ()
-    update_s = json.loads(pace_of(run).read_text(encoding="utf-8"))["update_s"]
-    return (f"training.updates={max(1, int(60 * run.budget.minutes / update_s))}",)
+    pace = json.loads(pace_of(run).read_text(encoding="utf-8"))
+    left_s = 60 * run.budget.minutes - pace["frozen_s"]
+    updates, warmup = max(1, int(left_s / pace["update_s"])), run.recipe.training.warmup
+    if updates <= warmup:
+        raise RecipeError(
+            f"--minutes {run.budget.minutes:g}: {run.label} makes {updates} updates in that, and has "
+            f"a warm-up of {warmup}: give more minutes, or training.warmup={updates // 4}"
+        )
+    return (f"training.updates={updates}",)
 
 
 def hear(run: Run, speech: General, console: Console) -> Facts:
