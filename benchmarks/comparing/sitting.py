@@ -159,8 +159,8 @@ def budgeted(run: Run) -> tuple[str, ...]:
     updates, warmup = max(1, int(left_s / pace["update_s"])), run.recipe.training.warmup
     if updates <= warmup:
         raise RecipeError(
-            f"--minutes {run.budget.minutes:g}: {run.label} makes {updates} updates in that, and has "
-            f"a warm-up of {warmup}: give more minutes, or training.warmup={updates // 4}"
+            f"--minutes {run.budget.minutes:g}: {run.label} makes {updates} updates in that, "
+            f"and has a warm-up of {warmup}: give more minutes, or training.warmup={updates // 4}"
         )
     return (f"training.updates={updates}",)
 
