@@ -179,8 +179,11 @@ def publish(
         return
     shown, left_out = comparable(list(results.values()), runs)
     methods = make_methods(shown, {one.method: one.label for one in runs})
-    has_energy = any(one.mean_of("training", "joules") is not None for one in methods)
-    made = Made(places, speeches, left_out, has_energy)
+    energy, reserved = (
+        any(one.mean_of("training", name) is not None for one in methods)
+        for name in ("joules", "peak_reserved_bytes")
+    )
+    made = Made(places, speeches, left_out, energy, reserved)
     show(methods, made, console)
     write_readme(into, methods, made)
     console.print(f"page: {write_page(into, methods, made)}")

@@ -87,12 +87,16 @@ def _cpu() -> str:
 
 
 def peak_memory() -> dict[str, Any]:
-    """{"peak_bytes", "peak_kind"}: CUDA's allocator where there is one, else resident memory."""
+    """{"peak_bytes", "peak_kind"}: CUDA's allocator where there is one, else resident memory.
+
+    With CUDA "peak_reserved_bytes" as well: what the process held of the card.
+    """
     import torch
 
     if torch.cuda.is_available():
         return {
             "peak_bytes": torch.cuda.max_memory_allocated(),
+            "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
             "peak_kind": "CUDA memory allocated, measured",
         }
     import resource

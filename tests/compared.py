@@ -27,6 +27,7 @@ MEASURED = {
     "trainable_parameters": 300_000,
     "clips_heard": 736,
     "frozen_s": 0.0,
+    "resumed": False,
     "chosen": {"precision": "fp32", "attention": "sdpa"},
 }
 

@@ -456,9 +456,9 @@ def test_energy_has_a_column_for_all_or_for_none(results, tmp_path: Path) -> Non
     """A rival's is not counted; where ours is, its row has a dash."""
     results[0]["measured"]["training"]["joules"] = 5e3
     methods = make_methods(results[:1] + results[3:4], {})
-    rows = rows_of(methods, Made(counts_energy=True))
+    rows = rows_of(methods, Made(has_energy=True))
     assert [row["energy, kJ"] for row in rows] == ["\u2013", "5.0", "\u2013"]
-    write_readme(tmp_path, methods, Made(counts_energy=True))
+    write_readme(tmp_path, methods, Made(has_energy=True))
     assert (tmp_path / "README.md").read_text(encoding="utf-8").count("energy, kJ") == 1
 
 

@@ -25,6 +25,7 @@ def measured(folder: Path) -> Facts:
         "trainable_parameters": facts["trainable_parameters"],
         "chosen": {name: record.recipe["training"][name] for name in ("precision", "attention")},
         "training": training,
+        "resumed": bool(record.events_of("resume")),
         "frozen_s": sum(one["seconds"] for one in record.events_of("frozen_layers")),
         "clips_heard": sum(
             round(one["clips_per_s"] * one["seconds"]) for one in record.events_of("train")

@@ -8,7 +8,7 @@ Word error rates far apart are on a logarithmic axis: most methods are close, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from comparing.methods import Method, on_front
@@ -65,19 +65,19 @@ def cost_picture(
 ) -> str:
     """WER over the costs of each run; `better` is the side of the axis, left or right.
 
-    A method stands at the largest of its costs where left is better, else at their mean.
+    A method stands at the largest of its costs where left is better, else at their median.
     """
-    means = [cost_of(found, better) for found in costs]
-    ahead = on_front(methods, [cost if better == "left" else -cost for cost in means])
+    places = [cost_of(found, better) for found in costs]
+    ahead = on_front(methods, [cost if better == "left" else -cost for cost in places])
 
     def draw(axes: Any) -> None:
         lined = sorted(
-            (cost, one.wer.value) for one, cost in zip(methods, means, strict=True) if one in ahead
+            (cost, one.wer.value) for one, cost in zip(methods, places, strict=True) if one in ahead
         )
         axes.plot(
             [cost for cost, _ in lined], [100 * wer for _, wer in lined], ":", color=INK, zorder=1
         )
-        for one, found, cost in zip(methods, costs, means, strict=True):
+        for one, found, cost in zip(methods, costs, places, strict=True):
             faint, wer = 1.0 if one in ahead else 0.45, one.wer
             line = {"color": color(one), "lw": 1.2, "alpha": faint, "zorder": 2}
             axes.plot([cost, cost], [100 * wer.low, 100 * wer.high], **line)
@@ -89,7 +89,7 @@ def cost_picture(
         _percents(axes.yaxis, [end for one in methods for end in (one.wer.low, one.wer.high)])
         _labels(
             axes,
-            [(cost, 100 * one.wer.value, one) for one, cost in zip(methods, means, strict=True)],
+            [(cost, 100 * one.wer.value, one) for one, cost in zip(methods, places, strict=True)],
         )
 
     front = ", ".join(f"{one.number} {one.label}" for one in ahead)
@@ -97,8 +97,8 @@ def cost_picture(
 
 
 def cost_of(found: Sequence[float], better: str) -> float:
-    """Of a method's runs: the largest where less is better, as memory is; else their mean."""
-    return max(found) if better == "left" else mean(found)
+    """Of a method's runs: the largest where less is better, as memory is; else their median."""
+    return max(found) if better == "left" else median(found)
 
 
 def _rates(method: Method) -> list[float]:

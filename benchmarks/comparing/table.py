@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from comparing.general import General
 from comparing.methods import Method, against_best, base_rates, changes
@@ -27,19 +27,21 @@ class Made:
     places: Sequence[Place] = ()
     speeches: Sequence[General] = ()
     notes: Sequence[str] = ()
-    counts_energy: bool = False
+    has_energy: bool = False
+    has_reserved: bool = False  # by CUDA's allocator
 
 
 READING = (
     "WER, MER and CER in percent, on the test split, mean over the seeds; intervals are 95 %, "
-    "over clips and seeds. Padded: what decoding at the full 30 s, as other programs do, adds in "
-    "points (a rival always does). Forgetting: change of WER, in points, against the base as it "
-    "is (a rival's as it decodes) on general speech that no recipe trained on. Peak: largest of "
-    "the runs, of training, measured ({kinds}). Speed: training alone, without warm-up and "
-    "evaluation, with what frozen layers took that were run once; decoded/s: clips of the last "
-    "validation. To best: training up to the checkpoint that was kept. Insertions, loops and "
-    "empty transcripts: on average over the seeds. Differences are paired, each at 95 %, and not "
-    "corrected for how many there are, nor for the best one having been found on the same clips."
+    "over clips and seeds. Padded: what decoding at the full 30 s, as other programs do, adds "
+    "in points (a rival always does). Forgetting: change of WER, in points, against the base as "
+    "it is (a rival's as it decodes) on general speech that no recipe trained on. Peak: largest "
+    "of the runs, of training, measured ({kinds}). Speed: training alone, median of the seeds, "
+    "without warm-up and evaluation, with what frozen layers took that were run once; "
+    "decoded/s: clips of the last validation. To best: training up to the checkpoint that was "
+    "kept. Insertions, loops and empty transcripts: on average over the seeds. Differences are "
+    "paired, each at 95 %, and not corrected for how many there are, nor for the best one "
+    "having been found on the same clips."
 )
 
 
@@ -69,7 +71,7 @@ def cells(method: Method, made: Made) -> dict[str, str]:
     """Every column of a method; where no run finished, how it ended and what was traced."""
     done = method.done
     scores = [one["measured"]["scores"]["tuned"] for one in done]
-    clips, audio = (_mean(method.speeds(name)) for name in ("clips_per_s", "audio_s_per_s"))
+    clips, audio = (_median(method.speeds(name)) for name in ("clips_per_s", "audio_s_per_s"))
     shown = {
         "recipe": method.label,
         "WER": rate(method.wer) if done else method.failed[0]["outcome"],
@@ -83,7 +85,10 @@ def cells(method: Method, made: Made) -> dict[str, str]:
         "audio s/s": number(audio),
         "decoded/s": number(method.mean_of("decoding", "clips_per_s")),
     }
-    if made.counts_energy:
+    if made.has_reserved:
+        reserved = method.mean_of("training", "peak_reserved_bytes")
+        shown["reserved, GiB"] = number(None if reserved is None else reserved / 2**30, 2)
+    if made.has_energy:
         joules = method.mean_of("training", "joules")
         shown["energy, kJ"] = number(None if joules is None else joules / 1e3)
     shown |= {
@@ -96,7 +101,7 @@ def cells(method: Method, made: Made) -> dict[str, str]:
     shown |= {"MER": rate(method.mer) if done else LACKING}
     shown |= {"CER": rate(method.cer) if done else LACKING}
     for name in ("insertions", "loops", "empties"):
-        shown[name] = number(_mean([one[name] for one in scores]))
+        shown[name] = number(mean(one[name] for one in scores) if done else None)
     trained = method.mean_of("trainable_parameters")
     return shown | {
         "trained, M": number(None if trained is None else trained / 1e6, 2),
@@ -115,8 +120,8 @@ def rows_of(methods: Sequence[Method], made: Made) -> list[dict[str, str]]:
     return [{name: untrained.get(name, LACKING) for name in rows[0]}, *rows]
 
 
-def _mean(found: Sequence[float]) -> float | None:
-    return mean(found) if found else None
+def _median(found: Sequence[float]) -> float | None:
+    return median(found) if found else None
 
 
 def short(method: Method, made: Made) -> dict[str, str]:
@@ -149,13 +154,15 @@ def base_line(methods: Sequence[Method]) -> str | None:
 
 
 def failures(methods: Sequence[Method], made: Made) -> list[str]:
-    """A sentence for each run that did not finish, and for general speech that was not decoded."""
+    """A sentence for each run that did not finish in one go, or did not decode general speech."""
     said = []
     for one in (run for method in methods for run in method.runs):
         title = f"{one['label']}, seed {one['seed']}"
         if one["outcome"] != FINISHED:
             last = f": {one['said'][-1]}" if one["said"] else ""
             said.append(f"{title}: {one['outcome']} (exit {one['exit']}){last}")
+        elif one["measured"]["resumed"]:
+            said.append(f"{title}: it was ended and went on; its peak is of what came after")
         said += [
             f"{title}: {heard['speech']} was not decoded: {heard['failed'][-1]}"
             for heard in one["general"].values()
