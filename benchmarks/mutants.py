@@ -32,6 +32,13 @@ class Mutant:
 P = "promises/"
 MUTANTS = (
     Mutant(
+        "a signal that a library swallowed is still the signal",
+        "errors.py",
+        "_told(_raised[-1] if _raised and isinstance(error, Exception) else error)",
+        "_told(error)",
+        "test_errors.py::test_a_signal_that_a_library_made_an_error_of_its_own_of_is_still_the_signal",
+    ),
+    Mutant(
         "files are synced before the rename",
         "files.py",
         'for path in (*staging.rglob("*"), staging):',

@@ -87,6 +87,10 @@ class Browser:
     def picture(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.ask("GET", "/screenshot")))
 
+    def devtools(self, command: str, arguments: dict[str, Any]) -> None:
+        """Give Chromium a command of its own protocol."""
+        self.ask("POST", "/goog/cdp/execute", {"cmd": command, "params": arguments})
+
     def addresses(self) -> set[str]:
         """Every address that the page has asked for since the last time."""
         events = self.ask("POST", "/se/log", {"type": "performance"})

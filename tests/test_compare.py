@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import browser
 import compared
 import numpy as np
 import pytest
@@ -395,22 +394,48 @@ def test_the_page_shows_every_run_and_fetches_nothing(results, tmp_path: Path, m
     print(f"the page of a comparison: {len(html):,} characters, nothing fetched")
 
 
-def test_the_browser_runs_the_table_s_script(results, tmp_path: Path) -> None:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("no chromium here")
+WIDTH = "return document.documentElement.scrollWidth"
+COLORS = """
+const style = name => getComputedStyle(document.querySelector(name));
+return [style("body").backgroundColor, style("body").color]
+"""
+
+
+@pytest.mark.skipif(browser.missing() is not None, reason=f"{browser.missing()}")
+def test_in_a_browser_the_page_sorts_filters_and_fits(results, tmp_path: Path) -> None:
+    """At 1280 and 390 pixels, light and dark, and it asks nobody for anything."""
     page = write_page(tmp_path, make_methods(results, {}), Made([], [compared.HEARD]))
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'own'}")
-    shown = subprocess.run(
-        [browser, *flags, "--dump-dom", page.as_uri()],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    heads = re.findall(r"<th [^>]*>", shown.stdout)
-    assert len(heads) == 19
-    assert all('tabindex="0"' in head for head in heads)  # the policy lets this script run
+    with browser.browser(tmp_path / "profile") as tab:
+
+        def names() -> list[str]:
+            shown = "[...document.querySelectorAll('#methods tbody tr')].filter(row => !row.hidden)"
+            return tab.run(f"return {shown}.map(row => row.cells[1].textContent)")
+
+        tab.open(page.as_uri())
+        asked = tab.addresses()
+        assert {one for one in asked if not one.startswith("data:")} == {page.as_uri()}
+        assert names() == ["base, not trained", "small", "large <b>", "beaten"]
+        tab.click("#methods th:nth-child(3)")  # WER
+        assert names() == ["large <b>", "small", "beaten", "base, not trained"]
+        tab.click("#methods th:nth-child(3)")
+        assert names() == ["base, not trained", "beaten", "small", "large <b>"]
+        tab.run(
+            "const field = document.querySelector('.filter'); field.value = 'SMALL';"
+            "field.dispatchEvent(new Event('input'))"
+        )
+        assert names() == ["small"]
+        seen = set()
+        for width, hidden in ((1280, ".narrow"), (390, ".wide")):
+            for scheme in ("light", "dark"):
+                metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                tab.devtools("Emulation.setDeviceMetricsOverride", metrics)
+                wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+                tab.devtools("Emulation.setEmulatedMedia", {"features": wanted})
+                assert tab.run(WIDTH) <= width  # nothing sticks out: the table scrolls in itself
+                seen.add(tuple(tab.run(COLORS)))
+                drawn = f"return [...document.querySelectorAll('{hidden}')]"
+                assert tab.run(f"{drawn}.every(one => !one.offsetWidth)")
+        assert len(seen) == 2  # a light page and a dark one
 
 
 def test_terminal_and_readme_say_the_same_of_every_method(results, tmp_path: Path, capsys) -> None:
