@@ -132,7 +132,6 @@ def train(
 ) -> tuple[Result, Path]:
     """Train, from where it had `begun`, and publish the best checkpoint; returns how it went."""
     from peft_whisper.planning.preflight import measured_beside
-    from peft_whisper.training.checkpoint import check_space
     from peft_whisper.training.frozen import run_frozen_layers
     from peft_whisper.training.loop import Run, fit
     from peft_whisper.training.standing import read_standing
@@ -146,9 +145,7 @@ def train(
         course = run_frozen_layers(course, updater, where, folder, console)
     standing = read_standing(begun, updater) if begun else None
     if accelerator.is_main_process:
-        check_space(folder / CHECKPOINTS, updater)
-        if standing:
-            rewind(folder / "log.jsonl", standing.update, standing.due)
+        make_ready(folder, updater, standing)
     with progress(console, "training", course.updates) as task, stop.waiting(console.print):
         log = RunLog(folder / "log.jsonl", task, console, accelerator)
         if course.frozen and not begun:
@@ -173,6 +170,15 @@ def train(
         publish_best(session, folder / CHECKPOINTS, result.best.update, target)
     model.to("cpu")  # the final test loads from disk and wants the card's memory
     return result, target
+
+
+def make_ready(folder: Path, updater: Updater, standing: Standing | None) -> None:
+    """See that checkpoints have room; what the log holds beyond where the run stands is cut."""
+    from peft_whisper.training.checkpoint import check_space
+
+    check_space(folder / CHECKPOINTS, updater)
+    if standing:
+        rewind(folder / "log.jsonl", standing.update, standing.due)
 
 
 def keeper(session: Session, folder: Path, updater: Updater) -> Callable[[Standing], None]:

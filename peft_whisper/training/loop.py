@@ -103,13 +103,17 @@ def fit(
     except Stopped as stop:
         if not at.update:
             raise
-        run.keep(at)
-        updater.accelerator.wait_for_everyone()  # a launcher ends the others when the first ends
-        saved = f"update {at.update} is saved, the same command goes on"
-        raise Stopped(stop.signum, saved) from None
+        raise _saved(stop, at, run, updater) from None
     if at.update < course.updates:
         _tell_early_end(at, evaluation, run.log)
     return Result(at.update, at.best, at.meter.summary())
+
+
+def _saved(stop: Stopped, at: Standing, run: Run, updater: Updater) -> Stopped:
+    """Keep what was trained so far; returns what to raise then."""
+    run.keep(at)
+    updater.accelerator.wait_for_everyone()  # a launcher ends the others when the first ends
+    return Stopped(stop.signum, f"update {at.update} is saved, the same command goes on")
 
 
 def _tell_early_end(at: Standing, evaluation: Evaluation, log: Log) -> None:
