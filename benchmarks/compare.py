@@ -86,9 +86,9 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FILE",
-        help="speech that no recipe trains on, to see what is forgotten: a manifest, or a recipe "
-        "whose test split is meant; may be given again (clean_NAME beside the test manifest NAME "
-        "is always heard)",
+        help="speech that no recipe trains on, to see what is forgotten: a manifest, or a file of "
+        "benchmarks/general; may be given again (clean_NAME beside the test manifest NAME is "
+        "always heard)",
     )
     add_results(made)
     return made

@@ -12,6 +12,7 @@ import compared
 import numpy as np
 import pytest
 from compare import QUICK
+from comparing.general import general_speech
 from comparing.methods import base_rates, make_methods
 from comparing.methods import compared as pair
 from comparing.page import write_page
@@ -26,6 +27,7 @@ from rich.console import Console
 
 from peft_whisper.errors import RecipeError
 from peft_whisper.memory.cards import find_card
+from peft_whisper.recipe_yaml import load_recipe
 
 SIMULATED = 600
 CLIPS = 80
@@ -250,6 +252,41 @@ def test_what_can_not_be_compared_is_refused_with_the_reason(here, words, budget
         Path(f"{name}.yaml").write_text(f"recipe: a.yaml\n{line}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=said):
         plan_runs(words, 1, budget)
+
+
+def test_general_speech_is_the_clean_prompts_and_what_is_named(here: Path) -> None:
+    Path("clean_test.jsonl").write_text("{}", encoding="utf-8")
+    Path("mine.csv").write_text("audio,text", encoding="utf-8")
+    hub = Path(__file__).parent.parent / "benchmarks" / "general"
+    runs = plan_runs(["a.yaml"], 1, Budget())
+    named = [Path("mine.csv"), hub / "librispeech_other.yaml", hub / "fleurs_en.yaml"]
+    found = general_speech(named, runs, None)
+    assert [one.name for one in found] == ["clean_test", "mine", "librispeech_other", "fleurs_en"]
+    heard = [load_recipe(Path("a.yaml"), one.overrides).data.test for one in found]
+    assert [one.manifest for one in heard[:2]] == ["clean_test.jsonl", "mine.csv"]
+    assert [(one.hub, one.config, one.split) for one in heard[2:]] == [
+        ("openslr/librispeech_asr", "other", "test"),
+        ("google/fleurs", "en_us", "test"),
+    ]
+    fewer = general_speech([], runs, 16)
+    assert fewer[0].source["limit"] == 16
+    assert fewer[0].fingerprint != found[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, r"--general: it.yaml: No such file"),
+        ("[1, 2]", r"--general: it.yaml: expected what data.test of a recipe says"),
+        ("a: {", r"--general: it.yaml: while parsing"),
+        ("hbu: a/b", r"data.test.hbu"),
+    ],
+)
+def test_general_speech_that_can_not_be_meant_is_refused(here: Path, text, said) -> None:
+    if text is not None:
+        Path("it.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=said):
+        general_speech([Path("it.yaml")], plan_runs(["a.yaml"], 1, Budget()), None)
 
 
 def test_the_budget_can_be_made_equal_for_all(here: Path) -> None:
