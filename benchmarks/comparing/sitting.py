@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from comparing.general import General
@@ -54,14 +54,14 @@ def unheard(result: Facts, speeches: Sequence[General]) -> list[General]:
 
 
 def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
-    """Seconds that `runs` will take by what kept ones of their recipe, or of any, took."""
+    """Seconds that `runs` will take by what kept ones of their recipe took, or else by most."""
     took: dict[str, list[float]] = {}
     for one in results.values():
         if one["outcome"] == FINISHED and one["wall_s"]:
             took.setdefault(one["method"], []).append(one["wall_s"])
     if not took:
         return None
-    usual = mean(mean(times) for times in took.values())
+    usual = median(mean(times) for times in took.values())
     return sum(mean(took.get(run.method, [usual])) for run in runs if _unmade(run, results))
 
 
