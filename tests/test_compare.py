@@ -119,6 +119,13 @@ def test_the_spread_of_seeds_is_told_from_that_of_clips() -> None:
     assert seed_spread(counts(rng, 1, 0.3, 0.02, 0.5, 0.1)) == 0.0
 
 
+def test_a_rate_is_not_below_nothing_where_two_seeds_disagree() -> None:
+    words = np.full((2, 50), 10.0)
+    wrong = np.array([np.full(50, 1.0), np.full(50, 5.0)])
+    assert estimate(Counts(wrong, words)).low == 0.0
+    assert estimate(Counts(wrong - 3, words)).low < 0
+
+
 def test_what_nothing_beats_in_both_is_the_front() -> None:
     assert front([1, 2, 3, 2, 4], [30, 20, 10, 25, 10]) == [0, 1, 2]
     assert front([1, 1], [5, 5]) == [0, 1]  # equals do not beat each other

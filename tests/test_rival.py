@@ -106,11 +106,10 @@ def test_the_speed_benchmark_measures_all_it_promises(session: Session, monkeypa
     speed.show(both | {"runs": [*facts["runs"], other]}, Console(quiet=True))
 
 
-def test_the_choices_benchmark_scores_a_run_both_ways(session: Session) -> None:
-    import choices
+def test_the_margins_benchmark_scores_a_run_both_ways(session: Session) -> None:
+    import margins
 
-    for group in choices.CHOICES.values():  # every choice is a recipe that can be read
-        for overrides in group:
-            load_recipe("tiny.yaml", list(overrides))
-    row = choices.train_and_score("tiny.yaml", SAME, Console(quiet=True))
-    assert row["own"]["wer"] == row["full"]["wer"] > 0  # at a share of 1 every clip is at 30 s
+    for margin in margins.MARGINS:  # each is a recipe that can be read
+        load_recipe("tiny.yaml", list(margins.overrides(margin, 2)))
+    row = margins.train_and_score("tiny.yaml", SAME, Console(quiet=True))
+    assert row["own"]["wer"] == row["full"]["wer"] > 0  # with this margin every clip is at 30 s

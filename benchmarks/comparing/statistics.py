@@ -47,6 +47,8 @@ def estimate(counts: Counts, resamples: int = RESAMPLES, seed: int = 1) -> Estim
         raise ValueError(f"{counts.total.size} clips hold nothing to divide by: there is no rate")
     rates = _resampled(counts, resamples, np.random.default_rng(seed))
     low, high = np.percentile(rates, [2.5, 97.5])
+    if (counts.wrong >= 0).all():  # a rate, and no difference: not below nothing
+        low = max(0.0, low)
     return Estimate(float(counts.wrong.sum() / counts.total.sum()), float(low), float(high))
 
 
