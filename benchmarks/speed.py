@@ -277,7 +277,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
     console.print(wer)
     for one in facts["apart"]:
         found = Estimate(one["value"], one["low"], one["high"])
-        console.print(sentence(one["a"], one["b"], found, len(runs)))
+        console.print(sentence(one["a"], one["b"], found, [run["seed"] for run in runs]))
 
 
 if __name__ == "__main__":
