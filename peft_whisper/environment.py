@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_whisper.errors import RecipeError
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,6 +77,14 @@ def machine_name() -> str:
     gpu = machine()["gpu"]
     text = (gpu["name"] if gpu else f"{_cpu()}-{cores()}-cores").lower()
     return re.sub(r"[^a-z0-9]+", "-", text).strip("-")
+
+
+def one_machine() -> None:
+    """Raise RecipeError on several machines, whose disks do not hold the same files."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    if here < world:
+        raise RecipeError(f"{world} processes, {here} of them here: train on one machine only")
 
 
 def _cpu() -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from peft_whisper.assembly import make_updater
-from peft_whisper.environment import cores, keep_freed_memory, peak_memory
+from peft_whisper.environment import cores, keep_freed_memory, one_machine, peak_memory
 from peft_whisper.errors import RecipeError, run
 from peft_whisper.files import write_json
 from peft_whisper.final_test import transcripts, write_pages, write_scores
@@ -88,14 +88,6 @@ def main(argv: list[str] | None = None) -> int:
             finish(session, folder, tuned, result, accelerator.device, stop, console)
     accelerator.end_training()
     return 0
-
-
-def one_machine() -> None:
-    """Raise RecipeError on several machines, whose disks do not hold the same files."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    if here < world:
-        raise RecipeError(f"{world} processes, {here} of them here: train on one machine only")
 
 
 def start_accelerator(track: str | None = None, folder: Path | None = None) -> Accelerator:

@@ -8,6 +8,7 @@ Word error rates far apart are on a logarithmic axis: most methods are close, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -55,7 +56,7 @@ def rates_picture(methods: Sequence[Method], link: Link) -> str:
     best = ranked[-1]
     alt = f"test WER by method, with intervals; the lowest: {best.number} {best.label}"
     return "".join(
-        f'<div class="{name}">{figure(lambda axes: draw(axes, named), alt, width, height)}</div>'  # noqa: B023
+        f'<div class="{name}">{figure(partial(draw, named=named), alt, width, height)}</div>'
         for name, width, named in (("wide", WIDE[0], True), ("narrow", NARROW[0], False))
     )
 
