@@ -183,6 +183,8 @@ def publish(
         any(one.mean_of("training", name) is not None for one in methods)
         for name in ("joules", "peak_reserved_bytes")
     )
+    if todo := missing(runs, results, speeches):
+        left_out.append(f"{len(todo)} of {len(runs)} runs are to be made: this command goes on")
     made = Made(places, speeches, left_out, energy, reserved)
     show(methods, made, console)
     write_readme(into, methods, made)

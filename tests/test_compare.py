@@ -20,6 +20,7 @@ from comparing.pictures import color, shape
 from comparing.planned import Budget, plan_runs, speech_of
 from comparing.processes import ending
 from comparing.results import comparable, read_kept, write_result
+from comparing.sitting import left_s
 from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
 from comparing.table import Made, rows_of, show, write_readme
 from comparing.tracing import Place
@@ -342,6 +343,20 @@ def test_a_result_on_other_speech_is_left_out_and_named(here: Path) -> None:
     assert [one["label"] for one in shown] == ["a", "d"]
     assert "data.test: test and changed" in " ".join(said)
     assert "1 kept results of other" in " ".join(said)
+
+
+def test_time_left_is_by_the_runs_that_were_timed(here: Path) -> None:
+    """One that was read from a folder left behind took nobody knows how long."""
+    runs = plan_runs(["a.yaml", "b.yaml"], 3, Budget())
+    took = {runs[0].key: 60.0, runs[1].key: None, runs[3].key: 100.0}
+    results = {
+        run.key: compared.result(run.label, run.recipe.seed)
+        | {"key": run.key, "method": run.method, "wall_s": took[run.key]}
+        for run in runs
+        if run.key in took
+    }
+    assert left_s(runs, results) == 60.0 + 2 * 100.0
+    assert left_s(runs, {runs[1].key: results[runs[1].key]}) is None
 
 
 def test_endings_are_told_from_the_launcher_s_own_words() -> None:

@@ -41,7 +41,7 @@ class Ending:
     outcome: str  # finished, no room, stopped (by the program, which says why), ended or crashed
     exit: str  # "0", "75", "SIGKILL"
     said: tuple[str, ...]
-    wall_s: float
+    wall_s: float | None  # None: nobody timed it
 
 
 def launched(module: str, arguments: Sequence[str], log: Path) -> Ending:

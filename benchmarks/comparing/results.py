@@ -28,7 +28,7 @@ HELD: dict[str, type | tuple[type, ...]] = {  # by every result
     "outcome": str,
     "exit": str,
     "said": list,
-    "wall_s": (float, int),
+    "wall_s": (float, int, type(None)),
     "traced": dict,
     "general": dict,  # by the speech's fingerprint
 }

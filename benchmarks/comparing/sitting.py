@@ -24,7 +24,7 @@ PACE = Path(__file__).parent.parent / "pace.py"
 RIVAL = Path(__file__).parent.parent / "rivals" / "compared.py"
 TIMED_SHARE = 0.1  # of the budget's minutes, to learn how long an update takes
 LAST = "README.md"  # the last file that a command writes of a run
-LEFT_BEHIND = Ending(FINISHED, "0", (), 0.0)  # by a comparison that was killed
+LEFT_BEHIND = Ending(FINISHED, "0", (), None)  # by a comparison that was killed
 
 
 def missing(
@@ -57,7 +57,7 @@ def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
     """Seconds that `runs` will take by what kept ones of their recipe took, or else by most."""
     took: dict[str, list[float]] = {}
     for one in results.values():
-        if one["outcome"] == FINISHED and one["wall_s"]:
+        if one["outcome"] == FINISHED and one["wall_s"] is not None:
             took.setdefault(one["method"], []).append(one["wall_s"])
     if not took:
         return None
@@ -92,7 +92,8 @@ def sit(
         for speech in unheard(result, speeches):
             began = time.monotonic()
             result["general"][speech.fingerprint] = hear(run, speech, console)
-            result["wall_s"] += time.monotonic() - began
+            if result["wall_s"] is not None:
+                result["wall_s"] += time.monotonic() - began
             write_result(into, result)
         console.print(f"    {said(result)}")
 
@@ -178,7 +179,7 @@ def hear(run: Run, speech: General, console: Console) -> Facts:
         if run.rival:
             end = ran((str(RIVAL), str(run.folder / "recipe.yaml"), *changes), log)
         else:
-            end = launched("peft_whisper.evaluate", (str(run.folder), *changes), log)
+            end = ran(("-m", "peft_whisper.evaluate", str(run.folder), *changes), log)
         if end.outcome != FINISHED:
             return about | {"failed": list(end.said)}
     return about | scores(read_record(into))
@@ -191,7 +192,7 @@ def said(result: Facts) -> str:
         return f"{result['outcome']} (exit {result['exit']}): {last}"
     tuned = result["measured"]["scores"]["tuned"]
     line = f"finished: WER {100 * tuned['wer']:.1f} %"
-    if result["wall_s"]:
+    if result["wall_s"] is not None:
         line += f" after {result['wall_s'] / 60:.1f} min"
     for heard in result["general"].values():
         if "failed" in heard:
