@@ -56,7 +56,7 @@ bench-quick: $(INSTALLED)  ## the same table from four updates each: a first loo
 bench-methods: $(INSTALLED)  ## what can be trained, and what it gives: hours; ended at any point it goes on
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --seeds 3 --updates 46 \
-		--card a10 --card h100 --card-base openai/whisper-large-v3
+		--card a10 --card h100 --card-recipes benchmarks/methods_large_v3.yaml
 
 bench-gpu: $(INSTALLED)  ## the same table for Large V3 on the card that is here: WER, memory, speed, energy
 	$(BIN)/python -m peft_whisper.demo

@@ -23,7 +23,7 @@ from comparing.planned import Budget, Run, output, plan_runs, speech_of
 from comparing.results import Facts, comparable, read_kept
 from comparing.sitting import clock, left_s, missing, sit
 from comparing.table import Made, show, write_readme
-from comparing.tracing import Place, trace
+from comparing.tracing import Place, read_places, trace
 from rich.console import Console
 
 from peft_whisper.environment import machine_name
@@ -76,9 +76,12 @@ def parser() -> argparse.ArgumentParser:
         help="also trace what each recipe takes of this card, e.g. a10; may be given again",
     )
     made.add_argument(
-        "--card-base",
-        metavar="MODEL",
-        help="with --card: of this base instead of the recipes' own, e.g. openai/whisper-large-v3",
+        "--card-recipes",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="with --card: trace the recipes of the same names in these files instead, e.g. "
+        "benchmarks/methods_large_v3.yaml",
     )
     made.add_argument(
         "--general",
@@ -127,13 +130,14 @@ def main(argv: list[str] | None = None) -> int:
     """Make what is missing, then the table, the README and the page; returns the exit code."""
     args = parser().parse_intermixed_args(argv)
     check(args)
-    places = [Place(find_card(card), args.card_base) for card in args.card]
+    cards = [find_card(one) for one in args.card]
     if args.on:
         args.recipes = [*speech_of(args.on), *args.recipes]
     if args.quick:
         args.updates, args.recipes = QUICK_UPDATES, [*args.recipes, *QUICK]
     budget = Budget(args.updates, args.clips, args.minutes)
     runs = plan_runs(args.recipes, args.seeds, budget, args.rival)
+    places = read_places(cards, args.card_recipes, runs)
     speeches = general_speech(args.general, runs, QUICK_CLIPS if args.quick else None)
     into = args.into or RESULTS / machine_name() / (runs[0].source + "-quick" * args.quick)
     console = Terminal()

@@ -23,7 +23,7 @@ from comparing.results import comparable, read_kept, write_result
 from comparing.sitting import left_s
 from comparing.statistics import Counts, difference, estimate, front, seed_spread, sentence
 from comparing.table import Made, rows_of, show, write_readme
-from comparing.tracing import Place
+from comparing.tracing import Place, read_places
 from rich.console import Console
 
 from peft_whisper.errors import RecipeError
@@ -515,13 +515,31 @@ def test_terminal_and_readme_say_the_same_of_every_method(results, tmp_path: Pat
 
 def test_what_was_traced_for_a_card_stands_beside_what_was_measured(results, capsys) -> None:
     found = {"reserved_bytes": 19 * 2**30, "fits": True}
-    results[0]["traced"]["a10"] = found
-    results[3]["traced"]["a10"] = found | {"fits": False}
+    results[0]["traced"][f"a10: {results[0]['method']}"] = found
+    results[3]["traced"][f"a10: {results[3]['method']}"] = found | {"fits": False}
     show(make_methods(results, {}), Made([Place(find_card("a10"))]), Console(width=80))
     printed = capsys.readouterr().out
     assert re.search(r"1 small .* 1\.00 +19\.0 ", printed)
     assert re.search(r"2 large .* 3\.00 +19\.0! ", printed)
     assert re.search(r"3 beaten .* 2\.00 +\u2013 ", printed)
+
+
+def test_cards_are_traced_with_the_recipes_of_the_same_names(here: Path) -> None:
+    """A small recipe is what was run; its namesake for the card is what is traced."""
+    Path("large.yaml").write_text("recipe: b.yaml\nvariants: {a: {}}", encoding="utf-8")
+    card, runs = find_card("a10"), plan_runs(["a.yaml"], 2, Budget())
+    (place,) = read_places([card], ["large.yaml"], runs)
+    assert (place.name, place.recipes["a"].recipe.adapter.rank) == ("base on a10", 8)
+    assert "the recipe of that name in large" in place.what
+    (own,) = read_places([card], [], runs)
+    key, own_key = (one.key("a", runs[0].method) for one in (place, own))
+    assert own_key == f"a10: {runs[0].method}"
+    assert own_key != key == place.key("a", "whatever was run")
+    both = plan_runs(["a.yaml", "b.yaml"], 1, Budget())
+    with pytest.raises(RecipeError, match=r"nothing in large\.yaml is called b; found a"):
+        read_places([card], ["large.yaml"], both)
+    with pytest.raises(RecipeError, match="name it too, --card a10"):
+        read_places([], ["large.yaml"], runs)
 
 
 def test_methods_with_other_seeds_are_compared_by_their_clips() -> None:
@@ -548,7 +566,7 @@ def test_energy_has_a_column_for_all_or_for_none(results, tmp_path: Path) -> Non
 
 def test_a_method_that_never_finished_has_a_row(results) -> None:
     lost = compared.failed("too large", 1)
-    lost["traced"]["a10"] = {"reserved_bytes": 30 * 2**30, "fits": False}
+    lost["traced"]["a10: too large"] = {"reserved_bytes": 30 * 2**30, "fits": False}
     methods = make_methods([*results, lost], {})
     row = rows_of(methods, Made([Place(find_card("a10"))]))[-1]
     assert (row["recipe"], row["WER"]) == ("too large", "no room")

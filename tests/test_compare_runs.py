@@ -20,13 +20,15 @@ from comparing.methods import make_methods
 from comparing.page import write_page
 from comparing.planned import Budget, output, plan_runs
 from comparing.processes import launched
-from comparing.results import read_kept, write_result
-from comparing.sitting import budgeted, hear, pace_of, time_updates, train
+from comparing.results import make_result, read_kept, write_result
+from comparing.sitting import LEFT_BEHIND, budgeted, hear, pace_of, time_updates, train
 from comparing.table import Made, show
+from comparing.tracing import read_places, trace
 from rich.console import Console
 from test_train import REPOSITORY, make_place, sound, transcript
 
 from peft_whisper.errors import RecipeError
+from peft_whisper.memory.cards import find_card
 
 SHORT = ("training.updates=2", "evaluation.max_tokens=4", "evaluation.bootstrap=20")
 
@@ -132,6 +134,27 @@ def test_a_run_that_stops_is_a_result_and_is_not_made_again(
         assert "tiny, seed 1: stopped (exit 3)" in Path("stopped", name).read_text(encoding="utf-8")
     assert compare.main([*arguments, "--dry-run"]) == 0
     assert "0 of 1 to do" in capsys.readouterr().out
+
+
+def test_a_card_is_traced_once_for_all_seeds(place: Path, monkeypatch) -> None:
+    """The recipe's namesake for the card is, where one is named, and not again the next time."""
+    monkeypatch.chdir(place)
+    text = "recipe: tiny.yaml\nvariants: {tiny: {adapter.rank: 64, adapter.alpha: 64}}\n"
+    Path("large.yaml").write_text(text, encoding="utf-8")
+    runs = plan_runs(["tiny.yaml", *SHORT], 2, Budget())
+    results = {run.key: make_result(run, LEFT_BEHIND, None) for run in runs}
+    found = []
+    for files in ([], ["large.yaml"], ["large.yaml"]):
+        (there,) = read_places([find_card("a10")], files, runs)
+        trace(runs, results, Path("traced"), there, Console())
+        key = there.key(runs[0].label, runs[0].method)
+        first, second = (results[run.key]["traced"][key] for run in runs)
+        assert first == second
+        assert first["fits"]
+        found.append(first["reserved_bytes"])
+        results[runs[1].key]["traced"][key]["reserved_bytes"] = 7  # stays, if it is not asked again
+    assert found[2] == 7
+    assert found[1] > found[0]
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,7 @@ def _table(methods: Sequence[Method], made: Made, link: Link) -> str:
         for one, change in zip(methods, changes(methods), strict=True)
     )
     title = "<summary>what each says that most others do not</summary>"
-    how = f'<p class="faint">{escape(reading(methods))}</p>'
+    how = f'<p class="faint">{escape(reading(methods, made))}</p>'
     return f"<p>{field}</p>{drawn}<details>{title}<ul>{said}</ul></details>{how}"
 
 

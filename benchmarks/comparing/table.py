@@ -41,7 +41,8 @@ READING = (
     "decoded/s: clips of the last validation. To best: training up to the checkpoint that was "
     "kept. Insertions, loops and empty transcripts: on average over the seeds. Differences are "
     "paired, each at 95 %, and not corrected for how many there are, nor for the best one "
-    "having been found on the same clips."
+    "having been found on the same clips. Two that do not differ can't be told apart by these "
+    "runs: the interval holds 0."
 )
 
 
@@ -58,9 +59,10 @@ def number(value: float | None, digits: int = 1) -> str:
     return LACKING if value is None else f"{value:,.{digits}f}"
 
 
-def traced(method: Method, name: str) -> str:
-    """GiB that the tracer found for the place of that name."""
-    found = next((one["traced"][name] for one in method.runs if name in one["traced"]), None)
+def traced(method: Method, place: Place) -> str:
+    """GiB that the tracer found for it there."""
+    key = place.key(method.label, method.runs[0]["method"])
+    found = next((one["traced"][key] for one in method.runs if key in one["traced"]), None)
     if found is None:
         return LACKING
     said = f"{found['reserved_bytes'] / 2**30:.1f}"
@@ -79,7 +81,7 @@ def cells(method: Method, made: Made) -> dict[str, str]:
         "peak, GiB": number(max(method.peaks_gib, default=None), 2),
     }
     for place in made.places:
-        shown[f"traced, {place.name}, GiB"] = traced(method, place.name)
+        shown[f"traced, {place.name}, GiB"] = traced(method, place)
     shown |= {
         "clips/s": number(clips, 2),
         "audio s/s": number(audio),
@@ -141,7 +143,7 @@ def short(method: Method, made: Made) -> dict[str, str]:
         forgotten = method.forgotten(made.speeches[0].fingerprint)
         shown["forgot"] = LACKING if forgotten is None else f"{100 * forgotten.value:+.1f}"
     for place in made.places:
-        shown[place.card.name] = traced(method, place.name).replace(", too large", "!")
+        shown[place.card.name] = traced(method, place).replace(", too large", "!")
     return shown | {"clips/s": whole["clips/s"], "min": whole["to best, min"]}
 
 
@@ -197,7 +199,7 @@ def write_readme(into: Path, methods: Sequence[Method], made: Made) -> None:
     if methods:
         about = [*about_runs(methods), *about_speech(made)]
         lines += [" ".join(about), "", *_markdown(rows_of(methods, made)), ""]
-        lines += [reading(methods), "", "What follows:", ""]
+        lines += [reading(methods, made), "", "What follows:", ""]
     for line in (base_line(methods), *against_best(methods), *failures(methods, made)):
         lines.append(f"- {line or 'no run has finished yet'}")
     lines += ["", "What each says that most others do not:", ""]
@@ -208,11 +210,12 @@ def write_readme(into: Path, methods: Sequence[Method], made: Made) -> None:
     write_text(into / "README.md", "\n".join((*lines, "")))
 
 
-def reading(methods: Sequence[Method]) -> str:
+def reading(methods: Sequence[Method], made: Made) -> str:
     """How the table is to be read."""
     done = (one["measured"]["training"] for method in methods for one in method.done)
     kinds = dict.fromkeys(one["peak_kind"].removesuffix(", measured") for one in done)
-    return READING.format(kinds="; ".join(kinds) or "of none yet")
+    said = [READING.format(kinds="; ".join(kinds) or "of none yet")]
+    return " ".join((*said, *(f"Traced, {one.name}: {one.what}." for one in made.places)))
 
 
 def _markdown(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -2,59 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from comparing.planned import Run
+from comparing.planned import Budget, Run, plan_runs
 from comparing.results import Facts, write_result
 from rich.console import Console
 
-from peft_whisper.errors import UserError
+from peft_whisper.errors import RecipeError, UserError
 from peft_whisper.memory.cards import Card
 from peft_whisper.plan import LABELS, LONGEST_S
 from peft_whisper.planning.plans import make_plans
+from peft_whisper.recipe import Recipe
 from peft_whisper.terminal import progress
 
 
 @dataclass(frozen=True)
 class Place:
-    """A card that recipes are traced on, with their own base or with another."""
+    """A card to trace on: the recipes that were run, or `recipes`, by the names of those."""
 
     card: Card
-    base: str | None = None
+    recipes: Mapping[str, Run] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        size = (self.base or "").rpartition("/")[2].removeprefix("whisper-")
-        return f"{size} on {self.card.name}" if size else self.card.name
+        bases = {one.recipe.base.model.rpartition("/")[2] for one in self.recipes.values()}
+        sizes = " and ".join(sorted(one.removeprefix("whisper-") for one in bases))
+        return f"{sizes} on {self.card.name}" if sizes else self.card.name
+
+    @property
+    def what(self) -> str:
+        """What is traced, in words."""
+        files = " and ".join(dict.fromkeys(one.source for one in self.recipes.values()))
+        whose = f"the recipe of that name in {files}" if files else "the recipe"
+        return f"what {whose} reserves for clips of 30 s, as `plan` finds it"
+
+    def key(self, label: str, method: str) -> str:
+        """What the trace of a recipe that was run is found by: the card, and what is traced."""
+        return (
+            f"{self.card.name}: {self.recipes[label].method if label in self.recipes else method}"
+        )
+
+
+def read_places(cards: Sequence[Card], files: Sequence[str], runs: Sequence[Run]) -> list[Place]:
+    """The cards, with the recipes of `files` where there are any.
+
+    Raises RecipeError for files without cards, and where a run's recipe has no namesake in them.
+    """
+    if not files:
+        return [Place(card) for card in cards]
+    if not cards:
+        raise RecipeError("--card-recipes is what to trace on a card: name it too, --card a10")
+    named = {one.label: one for one in plan_runs(files, 1, Budget())}
+    lacking = {one.label: None for one in runs if not one.rival and one.label not in named}
+    if lacking:
+        raise RecipeError(
+            f"--card-recipes: nothing in {', '.join(files)} is called {', '.join(lacking)}; "
+            f"found {', '.join(named)}"
+        )
+    return [Place(card, named) for card in cards]
 
 
 def trace(
     runs: Sequence[Run], results: dict[str, Facts], into: Path, place: Place, console: Console
 ) -> None:
     """Add to every result of `runs` that lacks it what `place` would need, seeds being alike."""
-    lacking = [one for one in runs if place.name not in results[one.key]["traced"]]
-    first = {one.method: one for one in lacking if not one.rival}
+    keys = {one.key: place.key(one.label, one.method) for one in runs if not one.rival}
+    lacking = [
+        one for one in runs if not one.rival and keys[one.key] not in results[one.key]["traced"]
+    ]
+    first = {keys[one.key]: one for one in lacking}
     with progress(console, f"tracing {place.name}", len(first)) as task:
-        for method, run in first.items():
+        for key, run in first.items():
             try:
-                found = _traced(run, place)
+                found = _traced(place.recipes.get(run.label, run).recipe, place.card)
             except UserError as error:  # asked again next time: the network may have been away
                 console.print(f"note: {run.label} on {place.name}: {error}", style="yellow")
                 continue
             for one in lacking:
-                if one.method == method:
-                    results[one.key]["traced"][place.name] = found
+                if keys[one.key] == key:
+                    results[one.key]["traced"][key] = found
                     write_result(into, results[one.key])
             task.advance(1, run.label)
 
 
-def _traced(run: Run, place: Place) -> Facts:
+def _traced(recipe: Recipe, card: Card) -> Facts:
     """GPU memory reserved for the longest clips that Whisper takes, as `plan` says it."""
-    recipe = run.recipe
-    if place.base is not None:
-        base = recipe.base.model_copy(update={"model": place.base, "revision": None})
-        recipe = recipe.model_copy(update={"base": base})
-    plan = make_plans([recipe], place.card, LONGEST_S, LABELS)[0].as_dict()
+    plan = make_plans([recipe], card, LONGEST_S, LABELS)[0].as_dict()
     return {name: plan[name] for name in ("reserved_bytes", "fits")}
