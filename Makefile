@@ -49,7 +49,7 @@ bench-speed: $(INSTALLED)  ## training and decoding against Seq2SeqTrainer and P
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/speed.py
 
-bench-quick: $(INSTALLED)  ## the same table from four updates each: a first look
+bench-quick: $(INSTALLED)  ## a first look at what bench-methods makes, four updates each: 15 minutes on two cores
 	$(BIN)/python -m peft_whisper.demo
 	$(BIN)/python benchmarks/compare.py benchmarks/methods.yaml --quick
 
