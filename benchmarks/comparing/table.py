@@ -214,8 +214,10 @@ def reading(methods: Sequence[Method], made: Made) -> str:
     """How the table is to be read."""
     done = (one["measured"]["training"] for method in methods for one in method.done)
     kinds = dict.fromkeys(one["peak_kind"].removesuffix(", measured") for one in done)
-    said = [READING.format(kinds="; ".join(kinds) or "of none yet")]
-    return " ".join((*said, *(f"Traced, {one.name}: {one.what}." for one in made.places)))
+    said = READING.format(kinds="; ".join(kinds) or "of none yet")
+    if made.places:
+        said += f" Traced, {', '.join(one.name for one in made.places)}: {made.places[0].what}."
+    return said
 
 
 def _markdown(rows: Sequence[dict[str, str]]) -> list[str]:

@@ -36,7 +36,7 @@ class Place:
         """What is traced, in words."""
         files = " and ".join(dict.fromkeys(one.source for one in self.recipes.values()))
         whose = f"the recipe of that name in {files}" if files else "the recipe"
-        return f"what {whose} reserves for clips of 30 s, as `plan` finds it"
+        return f"what {whose} reserves for clips of 30 s, found as peft_whisper.plan does"
 
     def key(self, label: str, method: str) -> str:
         """What the trace of a recipe that was run is found by: the card, and what is traced."""
