@@ -231,8 +231,8 @@ def _refuse_incomparable(runs: Sequence[Run]) -> None:
             listed = "\n".join(f"  {one}" for one in differing)
             raise RecipeError(
                 f"{first.label} and {other.label} are not comparable:\n{listed}\n"
-                "Make them equal, in the files or for all at once: key.sub=value, --updates N or "
-                "--minutes M."
+                "Make them equal, in the files or for all at once: --on RECIPE (its base and "
+                "speech), key.sub=value, --updates N or --minutes M."
             )
 
 
