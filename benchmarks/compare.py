@@ -21,7 +21,7 @@ from comparing.methods import make_methods
 from comparing.page import write_page
 from comparing.planned import Budget, Run, output, plan_runs, speech_of
 from comparing.results import Facts, comparable, read_kept
-from comparing.sitting import clock, left_s, missing, sit
+from comparing.sitting import clock, left_s, missing, sit, unmade
 from comparing.table import Made, show, write_readme
 from comparing.tracing import Place, read_places, trace
 from rich.console import Console
@@ -77,11 +77,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--card-recipes",
-        nargs="+",
+        action="append",
         default=[],
         metavar="FILE",
-        help="with --card: trace the recipes of the same names in these files instead, e.g. "
-        "benchmarks/methods_large_v3.yaml",
+        help="with --card: trace the recipes of the same names in this file instead, e.g. "
+        "benchmarks/methods_large_v3.yaml; may be given again",
     )
     made.add_argument(
         "--general",
@@ -187,12 +187,20 @@ def publish(
         any(one.mean_of("training", name) is not None for one in methods)
         for name in ("joules", "peak_reserved_bytes")
     )
-    if todo := missing(runs, results, speeches):
-        left_out.append(f"{len(todo)} of {len(runs)} runs are to be made: this command goes on")
+    left_out += to_do(runs, results, speeches)
     made = Made(places, speeches, left_out, energy, reserved)
     show(methods, made, console)
     write_readme(into, methods, made)
     console.print(f"page: {write_page(into, methods, made)}")
+
+
+def to_do(runs: list[Run], results: dict[str, Facts], speeches: list[General]) -> list[str]:
+    """What is still missing of the comparison, as a sentence; none where that is nothing."""
+    todo = missing(runs, results, speeches)
+    made = [one for one in todo if not unmade(one, results)]
+    left = {"to be made": len(todo) - len(made), "to hear general speech": len(made)}
+    said = [f"{count} are {what}" for what, count in left.items() if count]
+    return [f"of {len(runs)} runs, {' and '.join(said)}"] if said else []
 
 
 def alone() -> None:

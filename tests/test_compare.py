@@ -11,7 +11,7 @@ import browser
 import compared
 import numpy as np
 import pytest
-from compare import QUICK
+from compare import QUICK, to_do
 from comparing.general import general_speech
 from comparing.methods import base_rates, make_methods
 from comparing.methods import compared as pair
@@ -322,12 +322,18 @@ def test_half_written_and_foreign_files_are_named_and_not_counted(tmp_path: Path
     lacking = compared.result("b")
     del lacking["measured"]["clips"]
     write_result(tmp_path, lacking)
+    untimed = compared.result("c") | {"wall_s": None}
+    write_result(tmp_path, untimed)
+    lacking = compared.result("d")
+    del lacking["wall_s"]
+    write_result(tmp_path, lacking)
     kept = read_kept(tmp_path)
-    assert list(kept.results) == ["a-1"]
+    assert list(kept.results) == ["a-1", "c-1"]
     said = {re.match(r".*/(\S+)\.json: (.*)", one)[1]: one for one in kept.problems}  # type: ignore[index]
-    assert said.keys() == {"half", "foreign", "list", "renamed", "b-1"}
+    assert said.keys() == {"half", "foreign", "list", "renamed", "b-1", "d-1"}
     assert "not JSON" in said["half"]
     assert "measured.clips" in said["b-1"]
+    assert "wall_s" in said["d-1"]
     assert read_kept(tmp_path / "nothing").results == {}
 
 
@@ -357,6 +363,17 @@ def test_time_left_is_by_the_runs_that_were_timed(here: Path) -> None:
     }
     assert left_s(runs, results) == 60.0 + 2 * 100.0
     assert left_s(runs, {runs[1].key: results[runs[1].key]}) is None
+
+
+def test_what_is_missing_is_said(here: Path) -> None:
+    runs = plan_runs(["a.yaml"], 3, Budget())
+    assert to_do(runs, {}, []) == ["of 3 runs, 3 are to be made"]
+    results = {run.key: compared.result("a", run.recipe.seed) for run in runs}
+    assert to_do(runs, results, [compared.HEARD]) == []
+    results[runs[0].key]["general"] = {}
+    del results[runs[2].key]
+    said = "of 3 runs, 1 are to be made and 1 are to hear general speech"
+    assert to_do(runs, results, [compared.HEARD]) == [said]
 
 
 def test_endings_are_told_from_the_launcher_s_own_words() -> None:
@@ -535,6 +552,14 @@ def test_cards_are_traced_with_the_recipes_of_the_same_names(here: Path) -> None
     key, own_key = (one.key("a", runs[0].method) for one in (place, own))
     assert own_key == f"a10: {runs[0].method}"
     assert own_key != key == place.key("a", "whatever was run")
+    other = compared.result("b") | {"method": "other"}  # of another call, traced as it was run
+    other["traced"]["a10: other"] = {"reserved_bytes": 2**30, "fits": True}
+    kept = compared.result("a") | {"method": runs[0].method}
+    kept["traced"][key] = {"reserved_bytes": 19 * 2**30, "fits": True}
+    rows = rows_of(make_methods([kept, other], {}), Made([place]))
+    assert [row["traced, base on a10, GiB"] for row in rows] == ["\u2013", "19.0", "\u2013"]
+    rows = rows_of(make_methods([other], {}), Made([own]))
+    assert [row["traced, a10, GiB"] for row in rows] == ["\u2013", "1.0"]
     both = plan_runs(["a.yaml", "b.yaml"], 1, Budget())
     with pytest.raises(RecipeError, match=r"nothing in large\.yaml is called b; found a"):
         read_places([card], ["large.yaml"], both)

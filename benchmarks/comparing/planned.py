@@ -144,6 +144,20 @@ def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = Fa
 
     Raises RecipeError for a recipe that is wrong, two that are one, and those not to be compared.
     """
+    runs = read_runs(words, seeds, budget)
+    if rival:
+        runs += _rivals(runs)
+    if budget.minutes and any(one.rival for one in runs):
+        raise RecipeError("a rival's updates are not timed: give --updates instead of --minutes")
+    _refuse_incomparable(runs)
+    return runs
+
+
+def read_runs(words: Sequence[str], seeds: int, budget: Budget) -> list[Run]:
+    """The runs that `words` name, whether they can be compared or not.
+
+    Raises RecipeError for a recipe that is wrong, and two that are one.
+    """
     changes = tuple(one for one in words if "=" in one and not one.endswith(RECIPE_ENDS))
     files = [Path(one) for one in words if one not in changes]
     if not files:
@@ -152,12 +166,7 @@ def plan_runs(words: Sequence[str], seeds: int, budget: Budget, rival: bool = Fa
     for file in files:
         for swept in expand(file) or [Swept(file)]:
             runs += _seeded(swept, file.stem, changes, seeds, budget)
-    if rival:
-        runs += _rivals(runs)
-    if budget.minutes and any(one.rival for one in runs):
-        raise RecipeError("a rival's updates are not timed: give --updates instead of --minutes")
     _refuse_doubles(runs)
-    _refuse_incomparable(runs)
     return runs
 
 

@@ -36,6 +36,7 @@ MEASURED = (
     *("data", "base", "training", "trainable_parameters"),
     *("best", "curve", "decoding", "scores", "clips"),
 )
+LACKING = object()  # of no kind
 Facts = dict[str, Any]
 
 
@@ -68,7 +69,7 @@ def _read(path: Path) -> tuple[Facts | None, str | None]:
         return None, f"not JSON ({error})"
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         return None, f"no result of a comparison (expected format {FORMAT!r})"
-    wrong = [name for name, kind in HELD.items() if not isinstance(found.get(name), kind)]
+    wrong = [name for name, kind in HELD.items() if not isinstance(found.get(name, LACKING), kind)]
     if found.get("outcome") not in (FINISHED, NO_ROOM, STOPPED, ENDED, CRASHED):
         wrong.append("outcome")
     if found.get("outcome") == FINISHED:

@@ -34,11 +34,11 @@ def missing(
 
     Every recipe's first seed comes before any second one: what is ended early compares all.
     """
-    todo = [run for run in runs if _unmade(run, results) or unheard(results[run.key], speeches)]
+    todo = [run for run in runs if unmade(run, results) or unheard(results[run.key], speeches)]
     return sorted(todo, key=lambda run: run.recipe.seed)
 
 
-def _unmade(run: Run, results: Mapping[str, Facts]) -> bool:
+def unmade(run: Run, results: Mapping[str, Facts]) -> bool:
     """Whether it was never begun, or somebody ended it: then it goes on."""
     return run.key not in results or results[run.key]["outcome"] == ENDED
 
@@ -62,7 +62,7 @@ def left_s(runs: Sequence[Run], results: Mapping[str, Facts]) -> float | None:
     if not took:
         return None
     usual = median(mean(times) for times in took.values())
-    return sum(mean(took.get(run.method, [usual])) for run in runs if _unmade(run, results))
+    return sum(mean(took.get(run.method, [usual])) for run in runs if unmade(run, results))
 
 
 def clock(seconds: float | None) -> str:
@@ -85,7 +85,7 @@ def sit(
     for number, run in enumerate(todo, start=1):
         left = clock(left_s(todo[number - 1 :], results))
         console.print(f"[{number}/{len(todo)}] {run.title}; {left}; output: {log_of(run)}")
-        if _unmade(run, results):
+        if unmade(run, results):
             results[run.key] = train(run, console)
             write_result(into, results[run.key])
         result = results[run.key]

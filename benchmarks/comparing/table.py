@@ -62,7 +62,7 @@ def number(value: float | None, digits: int = 1) -> str:
 def traced(method: Method, place: Place) -> str:
     """GiB that the tracer found for it there."""
     key = place.key(method.label, method.runs[0]["method"])
-    found = next((one["traced"][key] for one in method.runs if key in one["traced"]), None)
+    found = next((one["traced"][key] for one in method.runs if key and key in one["traced"]), None)
     if found is None:
         return LACKING
     said = f"{found['reserved_bytes'] / 2**30:.1f}"

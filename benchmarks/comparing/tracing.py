@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from comparing.planned import Budget, Run, plan_runs
+from comparing.planned import Budget, Run, read_runs
 from comparing.results import Facts, write_result
 from rich.console import Console
 
@@ -38,11 +38,15 @@ class Place:
         whose = f"the recipe of that name in {files}" if files else "the recipe"
         return f"what {whose} reserves for clips of 30 s, found as peft_whisper.plan does"
 
-    def key(self, label: str, method: str) -> str:
-        """What the trace of a recipe that was run is found by: the card, and what is traced."""
-        return (
-            f"{self.card.name}: {self.recipes[label].method if label in self.recipes else method}"
-        )
+    def key(self, label: str, method: str) -> str | None:
+        """What the trace for a recipe that was run is found by: the card, and what is traced.
+
+        None where nothing of its name is.
+        """
+        if self.recipes:
+            namesake = self.recipes.get(label)
+            return namesake and f"{self.card.name}: {namesake.method}"
+        return f"{self.card.name}: {method}"
 
 
 def read_places(cards: Sequence[Card], files: Sequence[str], runs: Sequence[Run]) -> list[Place]:
@@ -54,7 +58,7 @@ def read_places(cards: Sequence[Card], files: Sequence[str], runs: Sequence[Run]
         return [Place(card) for card in cards]
     if not cards:
         raise RecipeError("--card-recipes is what to trace on a card: name it too, --card a10")
-    named = {one.label: one for one in plan_runs(files, 1, Budget())}
+    named = {one.label: one for one in read_runs(files, 1, Budget())}
     lacking = {one.label: None for one in runs if not one.rival and one.label not in named}
     if lacking:
         raise RecipeError(
