@@ -205,8 +205,10 @@ def agreed(stop: Stop, accelerator: Accelerator) -> Callable[[], None]:
 
     def check() -> None:
         heard = torch.tensor(stop.signum or 0, device=accelerator.device)
-        stop.signum = int(accelerator.gather(heard.reshape(1)).max()) or None
-        stop.check()
+        told = int(accelerator.gather(heard.reshape(1)).max())
+        if told:  # a signal that came meanwhile is told at the next update, not forgotten
+            stop.signum = told
+            stop.check()
 
     return check
 

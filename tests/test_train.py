@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 import whispers
+
+from peft_whisper.errors import Stopped
+from peft_whisper.signals import SIGNALS, Stop
+from peft_whisper.train import agreed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 WORDS = ["red", "bravo", "six", "cover", "hold", "fire", "left", "right", "move", "stop"]
@@ -186,6 +194,32 @@ def test_two_processes_follow_the_path_of_one(place: Path, finished: Path) -> No
     worst = max(abs(a - b) for a, b in zip(one, two, strict=True))
     print(f"two processes: loss differs from one process by at most {worst:.1e}")
     assert worst < 1e-4
+
+
+def test_a_signal_that_comes_while_processes_agree_is_not_forgotten() -> None:
+    """It stops nobody at an update that the others do not know of, but all at the next."""
+    stop, came, begun = Stop(), [], []
+
+    def gather(heard: torch.Tensor) -> torch.Tensor:
+        if not came:
+            came.append(signal.raise_signal(signal.SIGTERM))
+        return heard
+
+    def updates(check: Callable[[], None]) -> None:
+        with stop.waiting(lambda _text: None):
+            for update in (1, 2, 3):
+                begun.append(update)
+                check()
+
+    before = [(one, signal.getsignal(one)) for one in SIGNALS]
+    try:
+        stop.listen()
+        with pytest.raises(Stopped):
+            updates(agreed(stop, SimpleNamespace(device="cpu", gather=gather)))
+        assert begun == [1, 2]
+    finally:
+        for one, handler in before:
+            signal.signal(one, handler)
 
 
 TWO = ("torch.distributed.run", "--nproc_per_node", "2", "-m", "peft_whisper.train")
