@@ -69,6 +69,23 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="each recipe also by Seq2SeqTrainer and PEFT, as a rival",
     )
+    add_cards(made)
+    made.add_argument(
+        "--general",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="speech that no recipe trains on, to see what is forgotten: a manifest, or a file of "
+        "benchmarks/general; may be given again (clean_NAME beside the test manifest NAME is "
+        "always heard)",
+    )
+    add_results(made)
+    return made
+
+
+def add_cards(made: argparse.ArgumentParser) -> None:
+    """What is traced beside what is measured here."""
     made.add_argument(
         "--card",
         action="append",
@@ -83,18 +100,6 @@ def parser() -> argparse.ArgumentParser:
         help="with --card: trace the recipes of the same names in this file instead, e.g. "
         "benchmarks/methods_large_v3.yaml; may be given again",
     )
-    made.add_argument(
-        "--general",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="speech that no recipe trains on, to see what is forgotten: a manifest, or a file of "
-        "benchmarks/general; may be given again (clean_NAME beside the test manifest NAME is "
-        "always heard)",
-    )
-    add_results(made)
-    return made
 
 
 def add_results(made: argparse.ArgumentParser) -> None:
